@@ -1,0 +1,182 @@
+"""What decides a task's result: one typed specification a stage, and the resources it runs on.
+
+The planner makes specifications from an experiment; a stage reads its own with
+``PretrainSpec.model_validate(task.spec)``. Everything in a specification is part of the task's key;
+resources are not. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Architecture = Literal["cnn", "vit"]
+STAGES = ("shard", "pretrain", "finetune", "aggregate")
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused, and a specification never changes once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Splits(Strict):
+    """Shares of the samples (or of the groups) that a missing split is made with."""
+
+    train: float = Field(0.7, gt=0, lt=1)
+    val: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Splits:
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError("train, val and test must add up to 1")
+        return self
+
+
+class Dataset(Strict):
+    """Where the images are and how they become shards."""
+
+    name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")  # default: the experiment's name
+    source: Literal["digits", "folder", "csv"] = "folder"
+    root: str | None = None  # folder with the images; not needed for digits
+    csv: str = "labels.csv"  # file below root (or an absolute path)
+    path_column: str = "path"
+    label_columns: list[str] = ["label"]  # several: one 0/1 column a class (multi-label)
+    label_separator: str | None = None  # "a|b" in one column: multi-label
+    split_column: str | None = None
+    group_column: str | None = None  # patient, slide …: never in two splits
+    classes: list[str] | None = None  # default: those found, sorted
+    unlabelled: list[str] = []  # more folders of images, for pretraining only
+    splits: Splits = Splits()
+    seed: int = 0
+    resize: int | None = Field(None, ge=8, le=8192)  # longest allowed short side, in pixels
+    duplicates: Literal["error", "drop", "keep"] = "error"  # identical pixels across splits
+    max_rejected: float = Field(0.05, ge=0, le=1)  # share of unreadable images
+    shard_samples: int = Field(1000, ge=1)
+    version: int = 1  # raise it to shard again after the files at root have changed
+
+    @model_validator(mode="after")
+    def _root_where_needed(self) -> Dataset:
+        if self.source != "digits" and not self.root:
+            raise ValueError("root is missing: the folder with the images")
+        return self
+
+
+class Backbone(Strict):
+    """A timm model by name, its arguments and where its weights come from."""
+
+    name: str
+    weights: str = "random"  # random | imagenet (timm's own) | a file
+    args: dict[str, Any] = {}  # for timm.create_model, e.g. {embed_dim: 128, depth: 4}
+
+
+class Training(Strict):
+    """Everything about a pretraining but the method and the nets, fully resolved."""
+
+    epochs: float = Field(100, gt=0)
+    batch_size: int = Field(64, ge=2)  # global: over all ranks and accumulation steps
+    accumulate: int = Field(1, ge=1)
+    image_size: int = Field(224, ge=8, le=2048)
+    fit: Literal["squash", "crop", "pad"] = "squash"  # how other shapes become square
+    augment: str | None = None  # a recipe of pipeline.data.augment; None: the method's own
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)  # at this batch size
+    lr_min: float = Field(1e-6, ge=0)
+    warmup_epochs: float = Field(0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.05, ge=0)
+    weight_decay_end: float | None = None  # cosine from weight_decay to this
+    clip_grad: float | None = Field(None, gt=0)
+    averaging: Literal["none", "ema", "swa"] = "none"  # of the exported weights
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+    swa_start: float = Field(0.75, ge=0, lt=1)  # share of the training after which SWA begins
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
+    sync_bn: bool = True
+    channels_last: bool = True
+    compile: bool = False
+    reading: Literal["indexed", "streamed"] = "indexed"
+    cache: Literal["auto", "gpu", "ram", "none"] = "auto"
+    workers: int = Field(0, ge=0)  # decoding processes a rank, where images are not cached
+    checkpoint_steps: int | None = Field(None, ge=1)
+    checkpoint_seconds: float = Field(600, gt=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    probe_epochs: float | None = Field(5, gt=0)  # k-NN probe and health each so many epochs
+
+
+class FinetuneSettings(Strict):
+    """Everything about a fine-tuning task but which backbone, fraction, seed and protocol."""
+
+    epochs: int = Field(50, ge=1)
+    max_steps: int | None = Field(None, ge=1)  # epochs end early after so many steps
+    batch_size: int = Field(16, ge=1)
+    image_size: int | None = None  # None: as pretrained
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    augment: str = "light"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adam"
+    lr: float = Field(3e-4, gt=0)
+    lr_min: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(0, ge=0)
+    patience: int | None = Field(None, ge=1)  # epochs without a better validation score
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: float = Field(2, ge=0)
+    class_weights: Literal["balanced", "none"] = "balanced"  # balanced: rare classes weigh more
+    validation: Literal["full", "fraction"] = "full"
+    select_by: str = "macro_f1"  # validation metric that picks the epoch
+    knn_k: int = Field(20, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    cache: Literal["auto", "gpu", "ram", "none"] = "auto"
+    workers: int = Field(0, ge=0)
+
+
+class ReportSettings(Strict):
+    """How the tables are made."""
+
+    baseline: str = "supervised"  # the method that gains.csv and cost.csv compare with
+    metric: str = "macro_f1"
+    bootstrap: int = Field(1000, ge=10)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class ShardSpec(Strict):
+    dataset: Dataset
+
+
+class PretrainSpec(Strict):
+    dataset: str
+    label: str  # the method's name in this experiment and its tables
+    method: str  # the registered method
+    options: dict[str, Any]  # complete: every option of the method
+    backbones: dict[Architecture, Backbone]  # both for a joint method, else one
+    train: Training
+    seed: int
+
+
+class FinetuneSpec(Strict):
+    dataset: str
+    label: str  # the method's name
+    arch: Architecture
+    backbone: Backbone
+    protocol: str  # finetune | linear | knn
+    fraction: float = Field(gt=0, le=1)  # of the labelled train split
+    seed: int
+    settings: FinetuneSettings
+
+
+class AggregateSpec(Strict):
+    experiment: str
+    report: ReportSettings
+    seeds: list[int]
+
+
+class Resources(Strict):
+    """What a task runs on. It never changes a result's key."""
+
+    nodes: int = Field(1, ge=1)
+    ranks_per_node: int = Field(1, ge=1)  # one process a GPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_rank: int = Field(1, ge=1)  # also torch's threads on a CPU
+    memory_gb: float | None = Field(None, gt=0)  # a node
+    minutes: int = Field(60, ge=1)
+    tasks_per_job: int = Field(1, ge=1)  # small tasks packed into one job
