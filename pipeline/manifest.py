@@ -1,0 +1,290 @@
+"""The files that chain the stages: one manifest an experiment, one receipt a task. Imports no torch.
+
+``runs/<experiment>/manifest.json`` holds the resolved experiment and every task with its key, needs, folder
+and job; only the launcher writes it, under :func:`lock`. A task's own folder in the store holds its
+``receipt.json``, written last: no receipt, or one with another key, means not done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import getpass
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+FORMAT = 1  # of the manifest, the receipts and the store's layout
+BOOKKEEPING = {"receipt.json", "error.json", "progress.json"}  # never part of a receipt's files
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work; ``key`` identifies its result.
+
+    Attributes:
+        id: such as ``pretrain/pbc-dino-cnn``, unique in an experiment.
+        stage: one of ``pipeline.specs.STAGES``.
+        spec: all that decides the result, as JSON values.
+        needs: ids of the tasks whose results it reads.
+        key: SHA-256 over stage, format, spec and the keys of its needs.
+        resources: ``pipeline.specs.Resources`` as JSON; no part of the key.
+    """
+
+    id: str
+    stage: str
+    spec: dict[str, Any]
+    needs: tuple[str, ...]
+    key: str
+    resources: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.id.split("/", 1)[1]
+
+    @property
+    def folder(self) -> str:
+        """Where its result lives, below the store."""
+        return f"{self.stage}/{self.name}-{self.key[:8]}"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished task says of itself.
+
+    Attributes:
+        files: relative path → {"sha256", "bytes"} of every file in the folder.
+        started, ended: ISO 8601, UTC.
+        seconds: wall-clock time of the successful run.
+        device_seconds: training time times ranks, on ``device`` (``cpu`` or ``cuda``).
+    """
+
+    key: str
+    task: str
+    stage: str
+    metrics: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    started: str
+    ended: str
+    seconds: float
+    hosts: list[str]
+    world_size: int
+    images_seen: int = 0
+    device: str = "cpu"
+    device_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "receipt.json", asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, key: str) -> Receipt | None:
+        """The receipt in ``folder`` if it is there, whole, and of this key; else None.
+
+        Raises:
+            UserError: the folder was written by another format version.
+        """
+        try:
+            said = json.loads((folder / "receipt.json").read_text())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(said, dict):
+            return None
+        if said.get("format") != FORMAT:
+            raise UserError(
+                f"{folder} was written by format version {said.get('format')}, this program writes {FORMAT};"
+                " use another --store"
+            )
+        known = cls.__dataclass_fields__.keys()
+        if said.get("key") != key or set(said) - set(known):
+            return None
+        try:
+            return cls(**said)
+        except TypeError:
+            return None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An experiment's tasks in an order in which every task comes after those it needs."""
+
+    experiment: dict[str, Any]
+    store: str
+    tasks: tuple[Task, ...]
+    jobs: dict[str, str] = field(default_factory=dict)  # task id → job id
+    cluster: str = ""  # where the jobs are: local | slurm
+    format: int = FORMAT
+
+    def task(self, task_id: str) -> Task:
+        for task in self.tasks:
+            if task.id == task_id:
+                return task
+        raise UserError(f"no task {task_id!r} in this manifest; expected one such as {self.tasks[0].id!r}")
+
+    def folder(self, task: Task) -> Path:
+        return Path(self.store) / task.folder
+
+    def receipt(self, task: Task) -> Receipt | None:
+        return Receipt.read(self.folder(task), task.key)
+
+    def with_jobs(self, jobs: dict[str, str]) -> Manifest:
+        return replace(self, jobs={**self.jobs, **jobs})
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            UserError: missing, damaged, or of another format version.
+        """
+        try:
+            said = json.loads(path.read_text())
+        except OSError as error:
+            raise UserError(f"cannot read the manifest {path}: {error.strerror}") from None
+        except ValueError:
+            raise UserError(f"the manifest {path} is damaged: not valid JSON") from None
+        if not isinstance(said, dict) or said.get("format") != FORMAT:
+            version = said.get("format") if isinstance(said, dict) else None
+            raise UserError(f"the manifest {path} is of format {version}, expected {FORMAT}; use another --runs")
+        try:
+            tasks = tuple(Task(**{**task, "needs": tuple(task["needs"])}) for task in said.pop("tasks"))
+            return cls(tasks=tasks, **said)
+        except (KeyError, TypeError):
+            raise UserError(f"the manifest {path} is damaged: keys missing or unknown") from None
+
+
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of either."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text + "\n")
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o640)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and bytes of every result file in a task's folder, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in BOOKKEEPING and not path.name.startswith(".")
+    }
+
+
+def damaged_files(folder: Path, receipt: Receipt) -> list[str]:
+    """Re-hash a finished task: one line for each file that is missing or not what the receipt says."""
+    problems = []
+    for name, said in receipt.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != said["bytes"]:
+            problems.append(f"{path}: {path.stat().st_size} bytes, expected {said['bytes']}")
+        elif sha256_file(path) != said["sha256"]:
+            problems.append(f"{path}: its SHA-256 differs from the receipt's")
+    return problems
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold ``path`` as a lock for one launcher; the file says who holds it and since when.
+
+    A lock whose holder was a process of this host that is no longer there is taken over.
+
+    Raises:
+        UserError: another launcher holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = {
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _process_start(os.getpid()),
+        "since": now(),
+    }
+    for _ in range(2):
+        try:
+            # The finished file is linked into place, so no reader ever meets an empty lock.
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lock.")
+            with os.fdopen(handle, "w") as file:
+                json.dump(mine, file)
+            try:
+                os.link(temporary, path)
+            finally:
+                os.unlink(temporary)
+            break
+        except FileExistsError:
+            _take_over_if_dead(path)
+    else:
+        raise UserError(f"{path} is held by another launcher")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _take_over_if_dead(path: Path) -> None:
+    try:
+        holder = json.loads(path.read_text())
+    except (OSError, ValueError):
+        holder = {}
+    if holder.get("host") == socket.gethostname():
+        started = _process_start(holder.get("pid", 0))
+        if started is None or started != holder.get("started"):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            return
+    raise UserError(
+        f"the manifest is held by {holder.get('user', '?')} on {holder.get('host', '?')}"
+        f" (process {holder.get('pid', '?')}) since {holder.get('since', '?')};"
+        f" wait for that launcher, or remove {path} if it is gone"
+    )
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process of this host started, in clock ticks since boot; None if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        pass
+    try:  # no /proc (macOS): all that can be said is whether it is there
+        os.kill(pid, 0)
+        return "running"
+    except (OSError, OverflowError):
+        return None

@@ -1,0 +1,218 @@
+"""Run one task on this rank: check what it needs, call its stage, leave a receipt or an error.
+
+``python -m pipeline.stages.STAGE --manifest FILE --task ID`` ends here, and so does every job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, Receipt, Task, describe_files, now, write_json
+from pipeline.ranks import Ranks, rank_environment
+from pipeline.specs import STAGES, Resources
+from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
+
+INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same command goes on
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Every exception that is shown as one line and exit code 2."""
+    from shards import InputError
+    from slurm import SlurmError
+
+    return UserError, InputError, SlurmError
+
+
+def run_task(manifest_path: Path, task_id: str, *, stop_requested: Callable[[], bool] = lambda: False) -> None:
+    """Run a task of a manifest unless it is done.
+
+    Args:
+        manifest_path: the manifest.
+        task_id: which of its tasks.
+        stop_requested: asked at step boundaries; true makes the stage stop after a checkpoint.
+
+    Raises:
+        UserError: a task it needs is not done, or the input is wrong.
+        Interrupted: it stopped because it was asked to.
+        Exception: whatever the stage raised; ``error.json`` in its folder says so too.
+    """
+    manifest = Manifest.read(manifest_path)
+    task = manifest.task(task_id)
+    ranks = rank_environment()
+    if manifest.receipt(task) is not None:
+        print(f"{task.id}: done before", flush=True)
+        return
+    folder = manifest.folder(task)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
+    if ranks.rank == 0:
+        (folder / "error.json").unlink(missing_ok=True)
+    print(f"{task.id}: rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}", flush=True)
+    try:
+        work = Work(
+            task=task,
+            folder=folder,
+            inputs=_inputs(manifest, task),
+            everything=_everything(manifest, task) if task.stage == "aggregate" else [],
+            resources=Resources.model_validate(task.resources),
+            ranks=ranks,
+            stop_requested=stop_requested,
+        )
+        started, clock = now(), time.monotonic()
+        stage = importlib.import_module(f"pipeline.stages.{task.stage}")
+        outcome: Outcome = stage.run(work)
+    except Interrupted:
+        raise
+    except Exception as error:
+        _leave_error(folder, error, ranks)
+        raise
+    if ranks.rank == 0:
+        (folder / "progress.json").unlink(missing_ok=True)
+        Receipt(
+            key=task.key,
+            task=task.id,
+            stage=task.stage,
+            metrics=outcome.metrics,
+            files=describe_files(folder),
+            started=started,
+            ended=now(),
+            seconds=round(time.monotonic() - clock, 3),
+            hosts=_hosts(ranks),
+            world_size=ranks.world_size if task.stage == "pretrain" else 1,
+            images_seen=outcome.images_seen,
+            device=outcome.device,
+            device_seconds=round(outcome.device_seconds, 3),
+            peak_memory_bytes=outcome.peak_memory_bytes,
+            versions=_versions(),
+        ).write(folder)
+        print(f"{task.id}: done in {time.monotonic() - clock:.1f} s", flush=True)
+
+
+def _inputs(manifest: Manifest, task: Task) -> dict[str, list[Done]]:
+    inputs: dict[str, list[Done]] = {}
+    if task.stage == "aggregate":  # reads whatever is there
+        return inputs
+    for need in map(manifest.task, task.needs):
+        receipt = manifest.receipt(need)
+        if receipt is None:
+            raise UserError(f"{task.id} needs {need.id}, which is not done ({manifest.folder(need)})")
+        inputs.setdefault(need.stage, []).append(Done(need, manifest.folder(need), receipt))
+    return inputs
+
+
+def _everything(manifest: Manifest, task: Task) -> list[Entry]:
+    entries = []
+    for other in manifest.tasks:
+        if other.id != task.id:
+            folder = manifest.folder(other)
+            entries.append(Entry(other, folder, manifest.receipt(other), read_error(folder)))
+    return entries
+
+
+def read_error(folder: Path) -> dict | None:
+    """What a failed task left in ``error.json``, or None."""
+    try:
+        said = json.loads((folder / "error.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _leave_error(folder: Path, error: Exception, ranks: Ranks) -> None:
+    """Say what went wrong where ``status`` and the tables look for it; the first rank to fail is heard."""
+    if (folder / "error.json").exists():
+        return
+    said = {
+        "kind": type(error).__name__,
+        "message": str(error) or type(error).__name__,
+        "user_error": isinstance(error, user_errors()),
+        "rank": ranks.rank,
+        "host": socket.gethostname(),
+        "at": now(),
+        "log": _own_log(),
+        "traceback": traceback.format_exc().splitlines()[-12:],
+    }
+    with contextlib.suppress(OSError):
+        write_json(folder / "error.json", said)
+
+
+def _own_log() -> str | None:
+    """The file this process's stderr goes to, where it is one."""
+    target = Path("/proc/self/fd/2")
+    try:
+        path = target.resolve()
+    except OSError:
+        return None
+    return str(path) if path.is_file() else None
+
+
+def _hosts(ranks: Ranks) -> list[str]:
+    if ranks.source == "slurm" and ranks.world_size > ranks.local_world_size:
+        return [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())]
+    return [os.environ.get("SLURMD_NODENAME") or socket.gethostname()]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("torch", "timm", "torchvision", "cass-pipeline"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+class StopFlag:
+    """Turns SIGTERM and SIGUSR2 (time limit, preemption) into a question the stage asks at step boundaries."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def install(self) -> StopFlag:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+        return self
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.requested = True
+
+    def __call__(self) -> bool:
+        return self.requested
+
+
+def main(stage: str, arguments: Sequence[str] | None = None) -> None:
+    """The command line of ``python -m pipeline.stages.STAGE``."""
+    assert stage in STAGES
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline.stages.{stage}",
+        description=f"Run one {stage} task by hand (or under torchrun); `python -m pipeline.launch plan` lists them.",
+    )
+    parser.add_argument("--manifest", type=Path, required=True, help="runs/EXPERIMENT/manifest.json")
+    parser.add_argument("--task", required=True, help=f"its id, such as {stage}/NAME")
+    given = parser.parse_args(arguments)
+    task_id = given.task if "/" in given.task else f"{stage}/{given.task}"
+    try:
+        if task_id.split("/")[0] != stage:
+            raise UserError(f"{task_id} is not a {stage} task")
+        run_task(given.manifest, task_id, stop_requested=StopFlag().install())
+    except user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted:
+        print("stopped after a checkpoint; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
