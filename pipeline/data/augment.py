@@ -1,0 +1,243 @@
+"""Augmentation recipes, applied to whole batches on the device the images are on.
+
+``Augment(recipe, size)(images, keys)`` takes uint8 images and gives float images in [0, 1]. Every draw is a
+function of an image's key alone (:mod:`pipeline.data.draws`), so the result is the same, to the bit,
+whatever the batch, the rank or the number of ranks. All geometry is composed into one map an image and
+sampled once; colour follows on the result, where the published recipes have colour and geometry in another
+order (this differs only in what fills the corners that a rotation leaves empty).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pipeline.data import colour, geometry
+from pipeline.data.draws import Draws
+from pipeline.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Block:
+    """Operations that happen together, with one probability.
+
+    Attributes:
+        p: probability of the block.
+        jitter: brightness, contrast, saturation and hue, each the largest change (torchvision's arguments).
+        perspective: largest distortion, as a share of half the side; 0 for none.
+        perspective_p: probability of the perspective within the block.
+        rotation: largest angle in degrees.
+    """
+
+    p: float
+    jitter: tuple[float, float, float, float] = (0, 0, 0, 0)
+    perspective: float = 0
+    perspective_p: float = 1
+    rotation: float = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One view's augmentation.
+
+    Attributes:
+        scale: area of the random resized crop, as shares of the image; None: the whole image.
+        ratio: width over height of the crop.
+        hflip, vflip, grayscale, solarise, blur: probabilities.
+        blocks: colour jitter and warps.
+        sigma: of the blur, in pixels; it is cut off at 5 % of the view's size, as in SimCLR.
+    """
+
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0
+    vflip: float = 0
+    blocks: tuple[Block, ...] = ()
+    grayscale: float = 0
+    blur: float = 0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0
+
+    @property
+    def warps(self) -> bool:
+        """Whether points outside the image can come into view."""
+        return any(block.perspective or block.rotation for block in self.blocks)
+
+
+_SIMCLR_JITTER = Block(p=0.8, jitter=(0.8, 0.8, 0.8, 0.2))
+_BYOL_JITTER = Block(p=0.8, jitter=(0.4, 0.4, 0.2, 0.1))
+_DINO_GLOBAL = Recipe(scale=(0.4, 1), hflip=0.5, blocks=(_BYOL_JITTER,), grayscale=0.2)
+
+RECIPES: dict[str, Recipe] = {
+    # Nothing but a resize: evaluation, probes.
+    "none": Recipe(),
+    # Fine-tuning on few labels: mirror, shift and zoom a little.
+    "light": Recipe(scale=(0.8, 1), ratio=(0.9, 1 / 0.9), hflip=0.5),
+    # CASS, arXiv 2206.04170 and its code: colour jitter with a perspective, colour jitter with a rotation,
+    # flips. torchvision's RandomPerspective has a probability of its own, one half.
+    "cass": Recipe(
+        hflip=0.3,
+        vflip=0.3,
+        blocks=(
+            Block(p=0.3, jitter=(0.2, 0.2, 0.2, 0), perspective=0.2, perspective_p=0.5),
+            Block(p=0.3, jitter=(0.2, 0.2, 0.2, 0), rotation=10),
+        ),
+    ),
+    # SimCLR, arXiv 2002.05709, appendix A, strength 1.
+    "simclr": Recipe(scale=(0.08, 1), hflip=0.5, blocks=(_SIMCLR_JITTER,), grayscale=0.2, blur=0.5),
+    # BYOL, arXiv 2006.07733, table 6: its two views differ in blur and solarisation.
+    "byol_1": Recipe(scale=(0.08, 1), hflip=0.5, blocks=(_BYOL_JITTER,), grayscale=0.2, blur=1.0),
+    "byol_2": Recipe(
+        scale=(0.08, 1), hflip=0.5, blocks=(_BYOL_JITTER,), grayscale=0.2, blur=0.1, solarise=0.2
+    ),
+    # DINO, arXiv 2104.14294 and its code: two global views of 40 % or more of the area, local ones of 5 %
+    # to 40 %.
+    "dino_global_1": Recipe(**{**vars(_DINO_GLOBAL), "blur": 1.0}),
+    "dino_global_2": Recipe(**{**vars(_DINO_GLOBAL), "blur": 0.1, "solarise": 0.2}),
+    "dino_local": Recipe(**{**vars(_DINO_GLOBAL), "scale": (0.05, 0.4), "blur": 0.5}),
+}
+RECIPES["byol"] = RECIPES["byol_1"]
+
+_CROP_TRIES = 10  # torchvision's RandomResizedCrop
+
+
+class Augment:
+    """One recipe at one output size.
+
+    Args:
+        recipe: a name in :data:`RECIPES`, or a recipe.
+        size: of the views, in pixels.
+
+    Raises:
+        UserError: no recipe of this name.
+    """
+
+    def __init__(self, recipe: str | Recipe, size: int) -> None:
+        if isinstance(recipe, str):
+            if recipe not in RECIPES:
+                known = ", ".join(sorted(RECIPES))
+                raise UserError(
+                    f"no augmentation recipe is called '{recipe}'{nearest(recipe, RECIPES)} (known: {known})"
+                )
+            recipe = RECIPES[recipe]
+        self.recipe = recipe
+        self.size = size
+
+    def __call__(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Augment a batch.
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            keys: (B,) int64, on the CPU for speed; :func:`pipeline.data.draws.sample_keys` makes them.
+
+        Returns:
+            (B, 3, size, size) float32 in [0, 1].
+        """
+        pixels = images.float() / 255
+        if self.recipe == RECIPES["none"]:
+            return _resize(pixels, self.size)
+        draws = Draws(keys)
+        maps, scale = self._crop_and_flip(draws, images.shape[-1])
+        jitters = []
+        for block in self.recipe.blocks:
+            happens = draws.happens(block.p)
+            maps = maps @ _warp_maps(block, draws, happens)
+            if any(block.jitter):
+                jitters.append((happens, _jitter_strengths(block, draws), draws.order(4)))
+        views = self._sample(pixels, maps, scale)
+        for happens, strengths, order in jitters:
+            views = colour.colour_jitter(views, happens, strengths, order)
+        return self._filters(views, draws).clamp_(0, 1)
+
+    def _crop_and_flip(self, draws: Draws, source: int) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 3, 3) maps and the (B, 2) input pixels an output pixel spans."""
+        recipe = self.recipe
+        if recipe.scale is None:
+            width = height = np.ones(len(draws))
+        else:
+            width, height = _crop_sides(draws, recipe.scale, recipe.ratio)
+        left, top = draws.uniform() * (1 - width), draws.uniform() * (1 - height)
+        maps = geometry.crop_map(left, top, width, height)
+        maps = maps @ geometry.flip_map(draws.happens(recipe.hflip), draws.happens(recipe.vflip))
+        return maps, np.stack([width, height], axis=1) * (source / self.size)
+
+    def _sample(self, pixels: torch.Tensor, maps: np.ndarray, scale: np.ndarray) -> torch.Tensor:
+        recipe = self.recipe
+        longest = 1.0
+        if recipe.scale is not None:
+            longest = min(1.0, (recipe.scale[1] * max(recipe.ratio[1], 1 / recipe.ratio[0])) ** 0.5)
+        return geometry.warp(
+            pixels,
+            maps,
+            size=self.size,
+            scale=scale,
+            taps=geometry.taps_for(longest * pixels.shape[-1] / self.size),
+            padding="zeros" if recipe.warps else "border",
+        )
+
+    def _filters(self, views: torch.Tensor, draws: Draws) -> torch.Tensor:
+        recipe = self.recipe
+        grey, blurred, solarised = (
+            draws.happens(p) for p in (recipe.grayscale, recipe.blur, recipe.solarise)
+        )
+        sigma = draws.uniform(*recipe.sigma)
+        radius = max(1, int(0.1 * self.size) // 2)
+        views = colour.apply_where(views, grey, _grey)
+        views = colour.apply_where(
+            views, blurred, lambda x, s: colour.gaussian_blur(x, s, radius=radius), sigma
+        )
+        return colour.apply_where(views, solarised, colour.solarise)
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    return colour.grayscale(images).repeat(1, 3, 1, 1)
+
+
+def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    if pixels.shape[-1] == size:
+        return pixels
+    resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.clamp_(0, 1)
+
+
+def _crop_sides(
+    draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(B,) width and height of a square image's crop: the first of ten draws that fits, else the whole."""
+    width, height = np.ones(len(draws)), np.ones(len(draws))
+    missing = np.ones(len(draws), dtype=bool)
+    for _ in range(_CROP_TRIES):
+        area = draws.uniform(*scale)
+        aspect = np.exp(draws.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        wide, high = np.sqrt(area * aspect), np.sqrt(area / aspect)
+        fits = missing & (wide <= 1) & (high <= 1)
+        width, height = np.where(fits, wide, width), np.where(fits, high, height)
+        missing &= ~fits
+    return width, height
+
+
+def _warp_maps(block: Block, draws: Draws, happens: np.ndarray) -> np.ndarray:
+    maps = np.tile(np.eye(3), (len(draws), 1, 1))
+    if block.perspective:
+        corners = np.tile(np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]]), (len(draws), 1, 1))
+        inwards = np.stack([draws.uniform(0, block.perspective) for _ in range(8)], axis=1).reshape(-1, 4, 2)
+        chosen = (happens & draws.happens(block.perspective_p))[:, None, None]
+        maps = maps @ geometry.perspective_map(corners, corners * (1 - np.where(chosen, inwards, 0.0)))
+    if block.rotation:
+        angle = np.where(happens, draws.uniform(-block.rotation, block.rotation), 0.0)
+        maps = maps @ geometry.rotation_map(angle)
+    return maps
+
+
+def _jitter_strengths(block: Block, draws: Draws) -> np.ndarray:
+    """(B, 4): three factors about 1 and the shift of the hue; NaN where the block leaves one out."""
+    columns = []
+    for number, strength in enumerate(block.jitter):
+        centre = 0.0 if number == 3 else 1.0
+        low = max(0.0, centre - strength) if number < 3 else -strength
+        drawn = draws.uniform(low, centre + strength)
+        columns.append(drawn if strength else np.full(len(draws), np.nan))
+    return np.stack(columns, axis=1)
