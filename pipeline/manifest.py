@@ -249,7 +249,14 @@ def lock(path: Path) -> Iterator[None]:
                 os.unlink(temporary)
             break
         except FileExistsError:
-            _take_over_if_dead(path)
+            holder = lock_holder(path)
+            if holder is not None:
+                raise UserError(
+                    f"the manifest is held by {holder.get('user', '?')} on {holder.get('host', '?')}"
+                    f" (process {holder.get('pid', '?')}) since {holder.get('since', '?')};"
+                    f" wait for that launcher, or remove {path} if it is gone"
+                ) from None
+            path.unlink(missing_ok=True)
     else:
         raise UserError(f"{path} is held by another launcher")
     try:
@@ -259,22 +266,22 @@ def lock(path: Path) -> Iterator[None]:
             path.unlink()
 
 
-def _take_over_if_dead(path: Path) -> None:
+def lock_holder(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock (user, host, pid, since), or None if nobody alive does.
+
+    Of a holder on another host it cannot be told whether it is alive: it counts as alive.
+    """
     try:
         holder = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
-        holder = {}
+        return {}
     if holder.get("host") == socket.gethostname():
         started = _process_start(holder.get("pid", 0))
         if started is None or started != holder.get("started"):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-            return
-    raise UserError(
-        f"the manifest is held by {holder.get('user', '?')} on {holder.get('host', '?')}"
-        f" (process {holder.get('pid', '?')}) since {holder.get('since', '?')};"
-        f" wait for that launcher, or remove {path} if it is gone"
-    )
+            return None
+    return holder
 
 
 def _process_start(pid: int) -> str | None:

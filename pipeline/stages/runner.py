@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import sys
@@ -36,13 +37,20 @@ def user_errors() -> tuple[type[Exception], ...]:
     return UserError, InputError, SlurmError
 
 
-def run_task(manifest_path: Path, task_id: str, *, stop_requested: Callable[[], bool] = lambda: False) -> None:
-    """Run a task of a manifest unless it is done.
+def run_task(
+    manifest_path: Path,
+    task_id: str,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
+    log: str | None = None,
+) -> None:
+    """Run a task of a manifest unless it is done. (An aggregation is never done: it reads what is there now.)
 
     Args:
         manifest_path: the manifest.
         task_id: which of its tasks.
         stop_requested: asked at step boundaries; true makes the stage stop after a checkpoint.
+        log: the file that this process's errors go to, for ``error.json``.
 
     Raises:
         UserError: a task it needs is not done, or the input is wrong.
@@ -52,7 +60,7 @@ def run_task(manifest_path: Path, task_id: str, *, stop_requested: Callable[[], 
     manifest = Manifest.read(manifest_path)
     task = manifest.task(task_id)
     ranks = rank_environment()
-    if manifest.receipt(task) is not None:
+    if task.stage != "aggregate" and manifest.receipt(task) is not None:
         print(f"{task.id}: done before", flush=True)
         return
     folder = manifest.folder(task)
@@ -79,7 +87,7 @@ def run_task(manifest_path: Path, task_id: str, *, stop_requested: Callable[[], 
     except Interrupted:
         raise
     except Exception as error:
-        _leave_error(folder, error, ranks)
+        _leave_error(folder, error, ranks, log)
         raise
     if ranks.rank == 0:
         (folder / "progress.json").unlink(missing_ok=True)
@@ -100,6 +108,8 @@ def run_task(manifest_path: Path, task_id: str, *, stop_requested: Callable[[], 
             peak_memory_bytes=outcome.peak_memory_bytes,
             versions=_versions(),
         ).write(folder)
+        if task.stage == "aggregate":
+            _publish(folder, manifest_path.parent / "tables")
         print(f"{task.id}: done in {time.monotonic() - clock:.1f} s", flush=True)
 
 
@@ -133,7 +143,7 @@ def read_error(folder: Path) -> dict | None:
     return said if isinstance(said, dict) else None
 
 
-def _leave_error(folder: Path, error: Exception, ranks: Ranks) -> None:
+def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) -> None:
     """Say what went wrong where ``status`` and the tables look for it; the first rank to fail is heard."""
     if (folder / "error.json").exists():
         return
@@ -144,21 +154,20 @@ def _leave_error(folder: Path, error: Exception, ranks: Ranks) -> None:
         "rank": ranks.rank,
         "host": socket.gethostname(),
         "at": now(),
-        "log": _own_log(),
+        "log": log,
         "traceback": traceback.format_exc().splitlines()[-12:],
     }
     with contextlib.suppress(OSError):
         write_json(folder / "error.json", said)
 
 
-def _own_log() -> str | None:
-    """The file this process's stderr goes to, where it is one."""
-    target = Path("/proc/self/fd/2")
-    try:
-        path = target.resolve()
-    except OSError:
-        return None
-    return str(path) if path.is_file() else None
+def _publish(folder: Path, tables: Path) -> None:
+    """Copy the tables and plots beside the manifest, where people look for them."""
+    tables.mkdir(parents=True, exist_ok=True)
+    for name in describe_files(folder):
+        temporary = tables / f".{Path(name).name}"
+        shutil.copyfile(folder / name, temporary)
+        os.replace(temporary, tables / Path(name).name)
 
 
 def _hosts(ranks: Ranks) -> list[str]:

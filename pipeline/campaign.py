@@ -1,0 +1,253 @@
+"""One launch of an experiment: what is left to do, given to this machine or to Slurm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import view
+from pipeline.errors import UserError
+from pipeline.experiment import Experiment
+from pipeline.jobs import Job, TaskJob, arrays, pack
+from pipeline.manifest import Manifest, Task, lock
+from pipeline.plan import plan
+from pipeline.specs import Resources
+from pipeline.states import is_done, pending_tasks
+
+if TYPE_CHECKING:
+    from slurm import Profile, Request
+
+ALIVE = ("PENDING", "CONFIGURING", "REQUEUED", "RUNNING", "COMPLETING", "SUSPENDED")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where jobs go: ``local`` (profile None) or ``slurm`` with a profile."""
+
+    name: str
+    profile: Profile | None = None
+
+
+def choose_cluster(where: str) -> Cluster:
+    """Make a cluster of ``auto``, ``local``, ``slurm`` or a profile's path.
+
+    Raises:
+        slurm.SlurmError: Slurm was asked for and is not there, or the profile is wrong.
+    """
+    import slurm
+
+    if where == "local" or (where == "auto" and not slurm.available()):
+        return Cluster("local")
+    if where not in ("auto", "slurm") and not where.endswith((".yaml", ".yml")):
+        raise UserError(f"--cluster {where}: expected auto, local, slurm or a profile such as cluster.yaml")
+    profile = slurm.load_profile(where) if where not in ("auto", "slurm") else slurm.Profile()
+    slurm.require_slurm()
+    return Cluster("slurm", profile)
+
+
+class Campaign:
+    """An experiment, its tasks, and the folders it works in."""
+
+    def __init__(self, experiment: Experiment, *, store: Path, runs: Path, cluster: str) -> None:
+        self.where = cluster
+        self.folder = runs.absolute() / experiment.name
+        self.path = self.folder / "manifest.json"
+        self.manifest = Manifest(experiment.resolved(), str(store.absolute()), plan(experiment))
+        self.experiment = experiment
+
+    def print_plan(self, stages: Sequence[str]) -> None:
+        """The tasks with needs and resources, what is done, and what a launch would start."""
+        pending = {task.id for task in pending_tasks(self.manifest, stages)}
+        view.print_plan(self.manifest, pending, jobs=len(pack(t for t in self.manifest.tasks if t.id in pending)))
+
+    def plan_as_json(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": task.id,
+                "key": task.key,
+                "needs": task.needs,
+                "folder": str(self.manifest.folder(task)),
+                "resources": task.resources,
+                "done": is_done(self.manifest, task, self.manifest.receipt(task)),
+            }
+            for task in self.manifest.tasks
+        ]
+
+    def launch(self, stages: Sequence[str], *, wait: bool = False) -> int:
+        """Run or submit whatever of these stages is not done; returns the command's exit code.
+
+        Raises:
+            UserError: the store is not writable, another launcher holds the manifest, a check failed.
+        """
+        cluster = choose_cluster(self.where)
+        view.print_cluster(cluster.name, cluster.profile, self.where)
+        for folder in (Path(self.manifest.store), self.folder):
+            _require_writable(folder)
+        with lock(self.folder / "manifest.lock"):
+            active = self._carry_over_jobs(cluster)
+            pending = self._startable(pending_tasks(self.manifest, stages, active), active)
+            preflight(self.experiment, pending)
+            self.manifest.write(self.path)
+            if not pending and not active:
+                view.print_nothing_to_do(self.folder)
+                return 0
+            if cluster.name == "local":
+                return self._run_here(pending)
+            self._submit(pending, cluster.profile)
+        view.print_submitted(self.folder, self.manifest, len(pending), len(active))
+        return self._wait() if wait else 0
+
+    def _carry_over_jobs(self, cluster: Cluster) -> set[str]:
+        """Take the job ids of an earlier launch; returns the tasks whose jobs are alive."""
+        jobs: dict[str, str] = {}
+        if self.path.is_file():
+            before = Manifest.read(self.path)
+            keys = {task.id: task.key for task in before.tasks}
+            jobs = {
+                task.id: before.jobs[task.id]
+                for task in self.manifest.tasks
+                if task.id in before.jobs and keys[task.id] == task.key
+            }
+            if before.cluster == "local":  # its jobs ended with its launcher
+                jobs = {}
+        self.manifest = Manifest(
+            self.manifest.experiment, self.manifest.store, self.manifest.tasks, jobs, cluster.name
+        )
+        unfinished = {
+            task.id: jobs[task.id]
+            for task in self.manifest.tasks
+            if task.id in jobs and not is_done(self.manifest, task, self.manifest.receipt(task))
+        }
+        if cluster.name == "local" or not unfinished:
+            return set()
+        import slurm
+
+        states = slurm.job_states(sorted(set(unfinished.values())))
+        return {task for task, job in unfinished.items() if job in states and states[job].state in ALIVE}
+
+    def _startable(self, pending: list[Task], active: set[str]) -> list[Task]:
+        """Leave out, with a word, the tasks whose needs neither are done nor will be run."""
+        coming = active | {task.id for task in pending}
+        startable = []
+        for task in pending:
+            lacking = [
+                need
+                for need in task.needs
+                if need not in coming and self.manifest.receipt(self.manifest.task(need)) is None
+            ]
+            if lacking and task.stage != "aggregate":
+                view.print_skipped(task.id, lacking)
+                coming.discard(task.id)
+            else:
+                startable.append(task)
+        return startable
+
+    def _run_here(self, pending: list[Task]) -> int:
+        from slurm import LocalJob, LocalScheduler
+
+        jobs = pack(pending)
+        for task in pending:
+            for stale in ("error.json", "progress.json"):
+                (self.manifest.folder(task) / stale).unlink(missing_ok=True)
+        scheduler = LocalScheduler(self.folder / "logs")
+        local = [
+            LocalJob(
+                name=job.name,
+                call=TaskJob(self.path, [task.id for task in job.tasks]),
+                request=request_of(job.resources, gpu_there=bool(shutil.which("nvidia-smi"))),
+                after_ok=() if job.any_outcome else job.after,
+                after_any=job.after if job.any_outcome else (),
+            )
+            for job in jobs
+        ]
+        with view.live(self.manifest, jobs) as watcher:
+            scheduler.run(local, on_event=watcher)
+        return view.print_outcome(self.manifest, self.folder, pending)
+
+    def _submit(self, pending: list[Task], profile: Profile | None) -> None:
+        import slurm
+
+        assert profile is not None
+        for array in arrays(pack(pending)):
+            needed = array[0].tasks[0].needs
+            undone = [need for need in needed if self.manifest.receipt(self.manifest.task(need)) is None]
+            before = dict.fromkeys(self.manifest.jobs[need] for need in undone if need in self.manifest.jobs)
+            if array[0].any_outcome:  # whole arrays: ten thousand ids do not fit on a command line
+                before = dict.fromkeys(job.split("_")[0] for job in before)
+            ids = slurm.submit_array(
+                [TaskJob(self.path, [task.id for task in job.tasks]) for job in array],
+                name=f"{self.experiment.name}-{array[0].stage}",
+                request=profile.request(array[0].stage, request_of(array[0].resources, gpu_there=profile.has_gpus)),
+                profile=profile,
+                folder=self.folder / "logs",
+                after_ok=() if array[0].any_outcome else list(before),
+                after_any=list(before) if array[0].any_outcome else (),
+            )
+            self._remember(array, ids)
+
+    def _remember(self, array: list[Job], ids: Sequence[str]) -> None:
+        """Write down job ids at once: a launcher that dies now must not submit them again."""
+        self.manifest = self.manifest.with_jobs(
+            {task.id: job_id for job, job_id in zip(array, ids, strict=True) for task in job.tasks}
+        )
+        self.manifest.write(self.path)
+        view.print_array(array, ids)
+
+    def _wait(self) -> int:
+        import time
+
+        import slurm
+
+        ids = sorted(set(self.manifest.jobs.values()))
+        while any(state.state in ALIVE for state in slurm.job_states(ids).values()):
+            time.sleep(5)
+        return view.print_outcome(self.manifest, self.folder, list(self.manifest.tasks))
+
+
+def request_of(resources: Resources, *, gpu_there: bool) -> Request:
+    """What a job asks its cluster for: one GPU a rank where the task is to run on GPUs."""
+    from slurm import Request
+
+    cuda = resources.device == "cuda" or (resources.device == "auto" and gpu_there)
+    return Request(
+        nodes=resources.nodes,
+        ranks_per_node=resources.ranks_per_node,
+        cpus_per_rank=resources.cpus_per_rank,
+        memory_gb=resources.memory_gb,
+        minutes=resources.minutes,
+        gpus_per_rank=1 if cuda else 0,
+    )
+
+
+def preflight(experiment: Experiment, pending: Sequence[Task]) -> None:
+    """Find before anything is submitted what would only be found by a job later.
+
+    Raises:
+        UserError, shards.InputError: a missing folder or CSV column, an unknown timm name.
+    """
+    stages = {task.stage for task in pending}
+    if "shard" in stages:
+        from pipeline.stages.shard import check_source
+
+        for task in pending:
+            if task.stage == "shard":
+                check_source(task)
+    if "pretrain" in stages:
+        from pipeline.nets.architectures import check_architecture
+
+        for arch, backbone in experiment.backbones.items():
+            check_architecture(backbone.name, arch)
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder} is not writable: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""Ready experiment files; ``python -m pipeline.launch experiments`` lists them."""

@@ -1,0 +1,71 @@
+"""Looking at what was launched: status, cancel, verify. They read the manifest, never the experiment file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline import view
+from pipeline.campaign import ALIVE
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, damaged_files, lock, lock_holder
+from pipeline.states import TaskState, task_states, to_json
+
+
+def status(folder: Path, *, as_json: bool = False) -> int:
+    """Print how far an experiment is; the exit code is 1 if a task failed."""
+    manifest = Manifest.read(folder / "manifest.json")
+    states = current_states(manifest, folder)
+    if as_json:
+        print(json.dumps(to_json(manifest, states), indent=1))
+    else:
+        view.print_states(manifest, states)
+    return int(any(state.state == "failed" for state in states))
+
+
+def current_states(manifest: Manifest, folder: Path) -> list[TaskState]:
+    """Every task's state now, with one question to the cluster at most."""
+    jobs = {}
+    undone = {manifest.jobs[t.id] for t in manifest.tasks if t.id in manifest.jobs and not manifest.receipt(t)}
+    if manifest.cluster == "slurm" and undone:
+        import slurm
+
+        jobs = slurm.job_states(sorted(undone))
+    alive = manifest.cluster == "local" and lock_holder(folder / "manifest.lock") is not None
+    return task_states(manifest, jobs, launcher_alive=alive)
+
+
+def cancel(folder: Path) -> int:
+    """Cancel every job of the experiment that is still alive."""
+    manifest = Manifest.read(folder / "manifest.json")
+    if manifest.cluster != "slurm":
+        if lock_holder(folder / "manifest.lock") is not None:
+            raise UserError("this experiment runs on this machine: stop its launcher with Ctrl-C")
+        print("nothing to cancel")
+        return 0
+    import slurm
+
+    with lock(folder / "manifest.lock"):
+        states = slurm.job_states(sorted(set(manifest.jobs.values())))
+        alive = sorted(job for job, state in states.items() if state.state in ALIVE)
+        if alive:
+            slurm.cancel(alive)
+    print(f"cancelled {len(alive)} jobs" if alive else "nothing to cancel")
+    return 0
+
+
+def verify(folder: Path) -> int:
+    """Hash every finished task's files again; the exit code is 1 if any differs."""
+    manifest = Manifest.read(folder / "manifest.json")
+    finished = 0
+    problems: list[str] = []
+    for task in manifest.tasks:
+        receipt = manifest.receipt(task)
+        if receipt is not None:
+            finished += 1
+            problems += damaged_files(manifest.folder(task), receipt)
+    for problem in problems:
+        print(problem)
+    print(f"{finished} of {len(manifest.tasks)} tasks are done; {len(problems)} damaged files")
+    return int(bool(problems))
+

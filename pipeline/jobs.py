@@ -1,0 +1,123 @@
+"""From pending tasks to jobs: what is packed together, what waits for what, and what a job does when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.manifest import Task
+from pipeline.specs import Resources
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tasks of one stage that run one after another in one job.
+
+    Attributes:
+        after: names of the jobs it waits for.
+        any_outcome: start when those have ended, however they ended (aggregate), not only when all succeeded.
+    """
+
+    name: str
+    stage: str
+    tasks: tuple[Task, ...]
+    after: tuple[str, ...]
+    any_outcome: bool = False
+
+    @property
+    def resources(self) -> Resources:
+        return Resources.model_validate(self.tasks[0].resources)
+
+
+def pack(pending: Iterable[Task]) -> list[Job]:
+    """Make jobs of tasks, in an order in which every job comes after those it waits for.
+
+    Tasks of one stage with the same needs and resources share a job, ``tasks_per_job`` at most. What a task
+    needs and is not pending is taken to be done.
+
+    Args:
+        pending: the tasks to run, in plan order.
+    """
+    groups: dict[tuple, list[Task]] = {}
+    for task in pending:
+        groups.setdefault((task.stage, task.needs, repr(sorted(task.resources.items()))), []).append(task)
+    jobs: list[Job] = []
+    job_of: dict[str, str] = {}
+    for tasks in groups.values():
+        size = Resources.model_validate(tasks[0].resources).tasks_per_job
+        # Even packs end together: 17 tasks at 16 a job make 8 and 9, not 16 and 1. Neighbours stay together,
+        # since they share a backbone and with it decoded images and features.
+        packs = -(-len(tasks) // size)
+        for number in range(packs):
+            chunk = tuple(tasks[len(tasks) * number // packs : len(tasks) * (number + 1) // packs])
+            name = chunk[0].id if len(chunk) == 1 else f"{chunk[0].id} +{len(chunk) - 1}"
+            after = dict.fromkeys(job_of[need] for need in chunk[0].needs if need in job_of)
+            jobs.append(Job(name, chunk[0].stage, chunk, tuple(after), chunk[0].stage == "aggregate"))
+        for job in jobs[-packs:]:
+            job_of.update({task.id: job.name for task in job.tasks})
+    return jobs
+
+
+def arrays(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs that can be submitted as one array: the same stage, resources and dependencies."""
+    groups: dict[tuple, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.stage, job.after, repr(sorted(job.tasks[0].resources.items()))), []).append(job)
+    return list(groups.values())
+
+
+class JobFailed(Exception):
+    """At least one task of a job failed; each one's error.json says why."""
+
+
+class TaskJob:
+    """What a job executes on each of its ranks: its tasks in turn. A failing task does not stop the next.
+
+    Stopped by a signal, it asks Slurm to queue it again; the next start goes on from the last checkpoint.
+    """
+
+    def __init__(self, manifest: Path, tasks: Collection[str]) -> None:
+        self.manifest, self.tasks = manifest.absolute(), tuple(tasks)
+
+    def __call__(self) -> None:
+        from pipeline.ranks import rank_environment
+        from pipeline.stages.runner import StopFlag, run_task, user_errors
+        from pipeline.stages.work import Interrupted
+
+        stop = StopFlag().install()
+        log = _log_of_this_job()
+        failed = []
+        for task in self.tasks:
+            try:
+                run_task(self.manifest, task, stop_requested=stop, log=log)
+            except Interrupted:
+                if os.environ.get("SLURM_JOB_ID") and rank_environment().rank == 0:
+                    from slurm import requeue
+
+                    requeue()
+                raise
+            except user_errors() as error:
+                print(f"error: {task}: {error}", file=sys.stderr, flush=True)
+                failed.append(task)
+            except Exception:
+                print(f"error: {task}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+                failed.append(task)
+        if failed:
+            raise JobFailed(f"{len(failed)} of {len(self.tasks)} tasks failed: {', '.join(failed)}")
+
+    def checkpoint(self) -> TaskJob:
+        """Submitit asks for this on a time-out it handles itself; the tasks resume on their own."""
+        return self
+
+
+def _log_of_this_job() -> str | None:
+    import submitit
+
+    try:
+        return str(submitit.JobEnvironment().paths.stderr)
+    except RuntimeError:  # not started by submitit
+        return None

@@ -1,0 +1,151 @@
+"""The command line: ``python -m pipeline.launch VERB [EXPERIMENT] [options]``; see ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.errors import UserError, nearest
+from pipeline.specs import STAGES
+
+VERBS = {
+    "all": "plan, submit what is not done, and on this machine run it",
+    "shard": "the same, up to and with sharding",
+    "pretrain": "the same, up to and with pretraining",
+    "finetune": "the same, up to and with fine-tuning",
+    "aggregate": "the same as all",
+    "plan": "list the tasks, what they need and what is done already",
+    "status": "how far every task is, with one question to the cluster",
+    "cancel": "cancel the experiment's jobs",
+    "verify": "hash every finished task's files again",
+    "experiments": "list the ready experiments",
+    "show": "print the experiment with every default written out",
+}
+EXIT_FAILED_TASKS = 1
+EXIT_USER_ERROR = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see python -m pipeline.launch --help)", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def parser() -> argparse.ArgumentParser:
+    verbs = "\n".join(f"  {verb:12} {meaning}" for verb, meaning in VERBS.items())
+    made = _Parser(
+        prog="python -m pipeline.launch",
+        description="From a folder of images to a table of which self-supervised recipe is best on them.",
+        epilog=f"verbs:\n{verbs}\n\nfirst steps:\n"
+        "  python -m pipeline.launch all\n"
+        "  python -m pipeline.launch all pbc --set dataset.root=/data/my_images --dry-run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("verb", metavar="VERB", help="what to do (below)")
+    made.add_argument(
+        "experiment", metavar="EXPERIMENT", nargs="?", default="quickstart", help="a ready one's name, or a file"
+    )
+    made.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key: pretrain.epochs=20"
+    )
+    made.add_argument(
+        "--cluster", metavar="WHERE", default="auto", help="auto | local | slurm | PROFILE.yaml (default: auto)"
+    )
+    made.add_argument("--store", metavar="DIR", type=Path, default=Path("store"), help="results (default: store)")
+    made.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="manifests, logs, tables")
+    made.add_argument("--only", metavar="STAGE[,STAGE]", help="run these stages only")
+    made.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
+    made.add_argument("--wait", action="store_true", help="on Slurm: stay until all jobs have ended")
+    made.add_argument("--json", action="store_true", help="status and plan as JSON")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parser().parse_args(arguments)
+    try:
+        sys.exit(run(given))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        from pipeline.stages.runner import user_errors
+
+        if isinstance(error, user_errors()):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
+        raise
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what was asked for; returns the exit code."""
+    from pipeline import experiment as experiments
+    from pipeline import view
+
+    if given.verb not in VERBS:
+        raise UserError(f"unknown verb {given.verb!r}{nearest(given.verb, VERBS)} (one of {', '.join(VERBS)})")
+    if given.verb == "experiments":
+        view.print_experiments(experiments.ready_experiments())
+        return 0
+    if given.verb in ("status", "cancel", "verify"):
+        return _existing(given)
+    experiment = experiments.load_experiment(given.experiment, given.set)
+    if given.verb == "show":
+        view.print_yaml(experiment.resolved())
+        return 0
+    from pipeline.campaign import Campaign
+
+    campaign = Campaign(experiment, store=given.store, runs=given.runs, cluster=given.cluster)
+    if given.verb == "plan" or given.dry_run:
+        if given.json:
+            print(json.dumps(campaign.plan_as_json(), indent=1))
+        else:
+            campaign.print_plan(_stages(given))
+        return 0
+    return campaign.launch(_stages(given), wait=given.wait)
+
+
+def _stages(given: argparse.Namespace) -> list[str]:
+    """The stages a command runs: those of ``--only``, else all up to its verb."""
+    if given.only:
+        chosen = given.only.split(",")
+        for stage in chosen:
+            if stage not in STAGES:
+                raise UserError(f"--only: unknown stage {stage!r}{nearest(stage, STAGES)} ({', '.join(STAGES)})")
+        return [stage for stage in STAGES if stage in chosen]
+    last = given.verb if given.verb in STAGES else STAGES[-1]
+    return list(STAGES[: STAGES.index(last) + 1])
+
+
+def _existing(given: argparse.Namespace) -> int:
+    """Status, cancel and verify look at what was launched, so they read the manifest, not the experiment."""
+    from pipeline import inspection
+
+    name = given.experiment
+    if name.endswith((".yaml", ".yml")):
+        from pipeline.experiment import load_experiment
+
+        name = load_experiment(name, given.set).name
+    folder = given.runs / name
+    if not (folder / "manifest.json").is_file():
+        known = [path.parent.name for path in given.runs.glob("*/manifest.json")]
+        hint = f" (launched: {', '.join(sorted(known))})" if known else ""
+        raise UserError(f"nothing has been launched as {name!r} in {given.runs}{nearest(name, known)}{hint}")
+    if given.verb == "status":
+        return inspection.status(folder, as_json=given.json)
+    if given.verb == "cancel":
+        return inspection.cancel(folder)
+    return inspection.verify(folder)
+
+
+if __name__ == "__main__":
+    main()

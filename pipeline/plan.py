@@ -1,0 +1,136 @@
+"""From an experiment to its tasks: a pure function, with no files, no clock and no cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.experiment import Experiment
+from pipeline.manifest import Task
+from pipeline.methods.options import METHODS
+from pipeline.specs import (
+    AggregateSpec,
+    Architecture,
+    Backbone,
+    Dataset,
+    FinetuneSettings,
+    FinetuneSpec,
+    PretrainSpec,
+    Resources,
+    ShardSpec,
+    Strict,
+)
+
+FORMATS = {"shard": 1, "pretrain": 1, "finetune": 1, "aggregate": 1}  # raise one when a stage's results change
+
+
+def plan(experiment: Experiment) -> tuple[Task, ...]:
+    """Every task of an experiment, each after the tasks it needs."""
+    tasks: list[Task] = []
+    for dataset in experiment.all_datasets:
+        shard = make_task(
+            "shard", dataset.name, ShardSpec(dataset=_absolute(dataset)), (), experiment.resources.shard
+        )
+        tasks.append(shard)
+        for label in experiment.methods:
+            for archs, seed in _pretrainings(experiment, label):
+                pretrain = _pretrain_task(experiment, dataset, label, archs, seed, shard)
+                tasks.append(pretrain)
+                seeds = experiment.seeds if experiment.pretrain.seeds == "first" else [seed]
+                for arch in archs:
+                    tasks += _finetune_tasks(experiment, dataset, label, arch, seeds, (shard, pretrain))
+    spec = AggregateSpec(experiment=experiment.name, report=experiment.report, seeds=experiment.seeds)
+    tasks.append(make_task("aggregate", experiment.name, spec, tasks, experiment.resources.aggregate))
+    return tuple(tasks)
+
+
+def make_task(stage: str, name: str, spec: Strict, needs: Iterable[Task], resources: Resources) -> Task:
+    """A task with its key: SHA-256 over stage, that stage's format, the specification and the needs' keys."""
+    needs = tuple(needs)
+    content = spec.model_dump(mode="json")
+    identity = {
+        "stage": stage,
+        "format": FORMATS[stage],
+        "spec": content,
+        "needs": sorted(need.key for need in needs),
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Task(
+        id=f"{stage}/{name}",
+        stage=stage,
+        spec=content,
+        needs=tuple(need.id for need in needs),
+        key=key,
+        resources=resources.model_dump(mode="json"),
+    )
+
+
+def _pretrainings(experiment: Experiment, label: str) -> list[tuple[list[Architecture], int]]:
+    """Which nets are trained together, with which seed: all at once for a joint method, else one by one."""
+    archs = list(experiment.backbones)
+    together = [archs] if METHODS[experiment.method_of(label)].joint else [[arch] for arch in archs]
+    seeds = experiment.seeds[:1] if experiment.pretrain.seeds == "first" else experiment.seeds
+    return [(group, seed) for group in together for seed in seeds]
+
+
+def _pretrain_task(
+    experiment: Experiment, dataset: Dataset, label: str, archs: list[Architecture], seed: int, shard: Task
+) -> Task:
+    backbones = experiment.backbones_of(label)
+    spec = PretrainSpec(
+        dataset=dataset.name,
+        label=label,
+        method=experiment.method_of(label),
+        options=experiment.options_of(label),
+        backbones={arch: _absolute_weights(backbones[arch]) for arch in archs},
+        train=experiment.training_of(label),
+        seed=seed,
+    )
+    name = f"{dataset.name}-{label}-{'-'.join(archs)}-s{seed}"
+    return make_task("pretrain", name, spec, (shard,), experiment.resources.pretrain)
+
+
+def _finetune_tasks(
+    experiment: Experiment,
+    dataset: Dataset,
+    label: str,
+    arch: Architecture,
+    seeds: list[int],
+    needs: tuple[Task, Task],
+) -> list[Task]:
+    section = experiment.finetune
+    settings = FinetuneSettings.model_validate(section.model_dump(exclude={"protocols", "fractions"}))
+    tasks = []
+    for protocol in section.protocols:
+        for fraction in section.fractions:
+            for seed in seeds:
+                spec = FinetuneSpec(
+                    dataset=dataset.name,
+                    label=label,
+                    arch=arch,
+                    backbone=_absolute_weights(experiment.backbones_of(label)[arch]),
+                    protocol=protocol,
+                    fraction=fraction,
+                    seed=seed,
+                    settings=settings,
+                )
+                name = f"{dataset.name}-{label}-{arch}-{protocol}-{100 * fraction:g}pc-s{seed}"
+                tasks.append(make_task("finetune", name, spec, needs, experiment.resources.finetune))
+    return tasks
+
+
+def _absolute(dataset: Dataset) -> Dataset:
+    """The same data set wherever the command is typed: its folders as absolute paths."""
+    changed: dict[str, Any] = {"unlabelled": [str(Path(folder).absolute()) for folder in dataset.unlabelled]}
+    if dataset.root is not None:
+        changed["root"] = str(Path(dataset.root).expanduser().absolute())
+    return dataset.model_copy(update=changed)
+
+
+def _absolute_weights(backbone: Backbone) -> Backbone:
+    if backbone.weights in ("random", "imagenet"):
+        return backbone
+    return backbone.model_copy(update={"weights": str(Path(backbone.weights).expanduser().absolute())})

@@ -1,0 +1,126 @@
+"""How far each task of a manifest is: manifest, receipts and one question to the cluster, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.manifest import Manifest, Receipt, Task
+from pipeline.stages.runner import read_error
+from pipeline.stages.work import read_progress
+
+if TYPE_CHECKING:
+    from slurm import JobState
+
+ORDER = ("done", "running", "queued", "failed", "cancelled", "waiting")
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """One task's state.
+
+    Attributes:
+        state: done | running | queued | failed | cancelled | waiting (nobody has been asked to run it).
+        detail: why, in words: a queue reason, an error message, a share of the work.
+        log: where to read more, if anywhere.
+    """
+
+    task: Task
+    state: str
+    detail: str = ""
+    job: str | None = None
+    log: str | None = None
+
+
+def is_done(manifest: Manifest, task: Task, receipt: Receipt | None) -> bool:
+    """Whether a task needs no run. An aggregation that lacked tasks which are there now does."""
+    if receipt is None or task.stage != "aggregate":
+        return receipt is not None
+    missing = set(receipt.metrics.get("missing", ()))
+    return not any(need in missing and manifest.receipt(manifest.task(need)) for need in task.needs)
+
+
+def pending_tasks(manifest: Manifest, stages: Iterable[str], active: Iterable[str] = ()) -> list[Task]:
+    """The tasks of some stages that are neither done nor with a job that is still alive, in plan order.
+
+    An aggregation is pending too whenever anything that it reads is.
+
+    Args:
+        active: ids of the tasks whose jobs are queued or running.
+    """
+    stages, active = set(stages), set(active)
+    pending: list[Task] = []
+    unfinished: set[str] = set()
+    for task in manifest.tasks:
+        done = is_done(manifest, task, manifest.receipt(task))
+        if task.stage == "aggregate" and unfinished & set(task.needs):
+            done = False
+        if not done and task.id in active:
+            unfinished.add(task.id)
+        elif not done and task.stage in stages:
+            unfinished.add(task.id)
+            pending.append(task)
+    return pending
+
+
+def task_states(manifest: Manifest, jobs: Mapping[str, JobState], *, launcher_alive: bool) -> list[TaskState]:
+    """Every task's state.
+
+    Args:
+        jobs: what the cluster says, by job id; empty on one machine.
+        launcher_alive: whether a launcher holds this manifest (then its undone tasks are on their way).
+    """
+    states = []
+    for task in manifest.tasks:
+        folder = manifest.folder(task)
+        job_id = manifest.jobs.get(task.id)
+        job = jobs.get(job_id) if job_id else None
+        error = read_error(folder)
+        progress = read_progress(folder)
+        log = error.get("log") if error else None
+        if is_done(manifest, task, manifest.receipt(task)):
+            states.append(TaskState(task, "done", job=job_id))
+        elif error is not None:
+            states.append(TaskState(task, "failed", str(error.get("message", "")), job_id, log))
+        elif (job is not None and job.state in ("RUNNING", "COMPLETING")) or (launcher_alive and progress):
+            share = f"{100 * progress[0] / max(progress[1], 1e-9):.0f} % {progress[2]}" if progress else ""
+            states.append(TaskState(task, "running", share.strip(), job_id))
+        elif job is not None and job.state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
+            states.append(TaskState(task, "queued", job.reason, job_id))
+        elif job is not None and job.state.startswith("CANCELLED"):
+            states.append(TaskState(task, "cancelled", job.reason, job_id))
+        elif job is not None and job.state not in ("UNKNOWN", "COMPLETED"):
+            states.append(TaskState(task, "failed", f"its job ended {job.state}", job_id))
+        else:
+            states.append(TaskState(task, "queued" if launcher_alive else "waiting", "", job_id))
+    return states
+
+
+def counts(states: Iterable[TaskState]) -> dict[str, dict[str, int]]:
+    """Stage → state → number of tasks."""
+    table: dict[str, dict[str, int]] = {}
+    for state in states:
+        row = table.setdefault(state.task.stage, dict.fromkeys(ORDER, 0))
+        row[state.state] += 1
+    return table
+
+
+def to_json(manifest: Manifest, states: list[TaskState]) -> dict[str, Any]:
+    return {
+        "experiment": manifest.experiment["name"],
+        "cluster": manifest.cluster,
+        "store": manifest.store,
+        "counts": counts(states),
+        "tasks": [
+            {
+                "id": state.task.id,
+                "state": state.state,
+                "detail": state.detail,
+                "job": state.job,
+                "log": state.log,
+                "folder": str(manifest.folder(state.task)),
+            }
+            for state in states
+        ],
+    }
