@@ -1,0 +1,50 @@
+"""Losses between two batches of embeddings; all in float32, outside autocast."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over the batch of 2 − 2·cos(a, b): the squared distance of unit vectors. (B, D) each → scalar."""
+    with torch.autocast(a.device.type, enabled=False):
+        return (2 - 2 * F.cosine_similarity(a.float(), b.float(), dim=1)).mean()
+
+
+def info_nce(a: Tensor, b: Tensor, *, temperature: float) -> Tensor:
+    """Symmetric InfoNCE: row i of a belongs to row i of b, b's other rows are negatives; and the reverse.
+
+    (N, D) each → scalar; van den Oord et al. 2018, in the two-sided form of Radford et al. 2021.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        logits = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T / temperature
+        own = torch.arange(len(a), device=a.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def nt_xent(a: Tensor, b: Tensor, *, temperature: float) -> Tensor:
+    """SimCLR's loss: of the 2N − 1 other embeddings, each must find the one of the same image.
+
+    (N, D) each → scalar, the mean over all 2N anchors; Chen et al. 2020, equation 1.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        z = F.normalize(torch.cat([a, b]).float(), dim=1)
+        logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
+        partner = torch.arange(len(z), device=z.device).roll(len(a))
+        return F.cross_entropy(logits, partner)
+
+
+def variance_term(z: Tensor) -> Tensor:
+    """Mean over dimensions of max(0, 1 − standard deviation over the batch). (N, D) → scalar; VICReg."""
+    with torch.autocast(z.device.type, enabled=False):
+        return F.relu(1 - torch.sqrt(z.float().var(dim=0) + 1e-4)).mean()
+
+
+def covariance_term(z: Tensor) -> Tensor:
+    """Sum of the squared off-diagonal covariances, divided by D. (N, D) → scalar; VICReg."""
+    with torch.autocast(z.device.type, enabled=False):
+        centred = z.float() - z.float().mean(dim=0)
+        cov = centred.T @ centred / (len(z) - 1)
+        return (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / z.shape[1]

@@ -1,0 +1,1 @@
+"""Networks: timm backbones, heads, and the exported folders that plain timm loads."""

@@ -1,0 +1,206 @@
+"""A timm model with what training needs around it: its own normalisation, features, tokens, logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.nets.architectures import (
+    architecture_of,
+    check_architecture,
+    check_name,
+    default_architecture,
+)
+from pipeline.nets.seeding import seeded
+from pipeline.nets.weights import (
+    cached_overlay,
+    file_normalisation,
+    imagenet_refusal,
+    load_file,
+    quiet_hub,
+)
+from pipeline.specs import Architecture, Backbone
+
+HALF = (0.5, 0.5, 0.5)  # mean and std for random weights: pixels in [-1, 1]
+
+
+class Net(nn.Module):
+    """A timm model that takes images in [0, 1] and normalises them with its own mean and std.
+
+    Attributes:
+        net: the timm model.
+        arch: ``cnn`` or ``vit``.
+        name: its timm name, with the pretrained tag if one was asked for.
+        args: the arguments that timm built it with.
+        image_size: the side in pixels that it was built for.
+        num_features: length of ``features``.
+        mean, std: of its input, one value a channel.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        arch: Architecture,
+        name: str,
+        args: dict[str, Any],
+        image_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.net: Any = net  # timm's models share an interface but no class
+        self.arch: Architecture = arch
+        self.name, self.args, self.image_size = name, dict(args), image_size
+        self.num_features: int = getattr(net, "head_hidden_size", None) or net.num_features  # type: ignore[assignment]
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of timm's classifier; 0 without one."""
+        return self.net.num_classes
+
+    @property
+    def patch_size(self) -> int | None:
+        """Side of a patch in pixels, or None where the model has no patch embedding."""
+        size = getattr(getattr(self.net, "patch_embed", None), "patch_size", None)
+        return None if size is None else int(size[0] if isinstance(size, (tuple, list)) else size)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """images: (B, 3, H, W) float in [0, 1] → the same shape, with the model's mean and std."""
+        return (images - self._mean) / self._std
+
+    def features(self, images: Tensor) -> Tensor:
+        """The pooled vector before the classifier: (B, 3, H, W) in [0, 1] → (B, num_features)."""
+        return self.net.forward_head(self.net.forward_features(self.normalise(images)), pre_logits=True)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Through timm's own classifier: (B, 3, H, W) in [0, 1] → (B, num_classes)."""
+        return self.net(self.normalise(images))
+
+    forward = logits
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The last patch grid or feature map, flattened row by row, without class or register tokens.
+
+        images: (B, 3, H, W) in [0, 1] → (B, N, C)
+        """
+        out = self.net.forward_features(self.normalise(images))
+        if out.ndim == 3:
+            return out[:, getattr(self.net, "num_prefix_tokens", 0) :]
+        if getattr(self.net, "output_fmt", "NCHW") == "NHWC":
+            return out.flatten(1, 2)
+        return out.flatten(2).transpose(1, 2)
+
+    def headless(self) -> Net:
+        """Drop the classifier in place, so that no parameter goes without a gradient; returns itself."""
+        pool = {"global_pool": self.args["global_pool"]} if "global_pool" in self.args else {}
+        self.net.reset_classifier(0, **pool)
+        return self
+
+
+def create_backbone(
+    spec: Backbone,
+    image_size: int,
+    *,
+    seed: int,
+    arch: Architecture | None = None,
+) -> Net:
+    """Build a timm model for an image size and give it its initial weights.
+
+    Args:
+        spec: timm name, arguments for timm and where the weights come from: ``random``, ``imagenet`` (timm's
+            own, from its cache or the network), a ``.safetensors`` or ``.pth`` file, or a folder written by
+            ``pipeline.nets.export``.
+        image_size: side of the (square) images in pixels. Transformers are built for it and interpolate
+            their position embeddings for other sizes where timm lets them.
+        seed: of the initial weights; the global random state is left alone.
+        arch: what the model has to be; None: whatever it is (a hybrid counts as a CNN).
+
+    Raises:
+        UserError: unknown timm name, pretrained tag or argument; a CNN where a ViT belongs; weights that do
+            not exist, cannot be reached or do not fit; an image size that the model cannot take.
+    """
+    check_name(spec.name)
+    if arch is None:
+        arch = default_architecture(spec.name)
+    check_architecture(spec.name, arch)
+    with seeded(seed, f"backbone {arch}"):
+        net, args = build_timm(
+            spec.name, spec.args, image_size=image_size, pretrained=spec.weights == "imagenet"
+        )
+    check_image_size(net, spec.name, image_size)
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+    if spec.weights != "random":
+        mean, std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+    if spec.weights not in ("random", "imagenet"):
+        load_file(net, spec.weights, name=spec.name)
+        mean, std = file_normalisation(spec.weights) or (mean, std)
+    return Net(net, arch=arch, name=spec.name, args=args, image_size=image_size, mean=mean, std=std)
+
+
+def build_timm(
+    name: str, args: dict[str, Any], *, image_size: int, pretrained: bool
+) -> tuple[Any, dict[str, Any]]:
+    """``timm.create_model`` with the image size given in whichever way the model takes it.
+
+    Models with position embeddings or windows take ``img_size``, most also ``dynamic_img_size`` (any size in
+    the forward pass); CNNs take neither. timm says no to an argument before it builds anything.
+
+    Returns:
+        The model, and the arguments that built it.
+
+    Raises:
+        UserError: an argument that the model does not take, or pretrained weights that cannot be had.
+    """
+    base = name.partition(".")[0]
+    sized = architecture_of(name) == "vit" or _is_fixed_size(base)
+    ways: list[dict[str, Any]] = [{}]
+    overlay = cached_overlay(name) if pretrained else None
+    if sized:
+        size = {"img_size": image_size}
+        ways = [size | {"dynamic_img_size": True}, size, {}]
+    for way in ways:
+        try:
+            full = way | args
+            with quiet_hub():
+                net = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **full)
+            return net, full
+        except TypeError as error:
+            refused = next((key for key in way if f"'{key}'" in str(error)), None)
+            if refused is None or refused in args:
+                raise UserError(f"backbone '{name}' does not take these args: {error}") from None
+        except Exception as error:
+            raise imagenet_refusal(name, args, error, pretrained=pretrained) from error
+    raise AssertionError("the last way passes no size")
+
+
+def _is_fixed_size(base: str) -> bool:
+    cfg = timm.get_pretrained_cfg(base)
+    return bool(cfg and cfg.fixed_input_size)
+
+
+def check_image_size(net: Any, name: str, image_size: int) -> None:
+    """Refuse a size that cannot be cut into patches.
+
+    Raises:
+        UserError: names the nearest sizes that work.
+    """
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, (tuple, list)) else patch
+    if side and (image_size % side or image_size < side):
+        low, high = max(side, image_size // side * side), (image_size // side + 1) * side
+        raise UserError(
+            f"backbone '{name}': image size {image_size} is not a multiple of its patch size {side}; "
+            f"{low} or {high} would be"
+        )

@@ -1,0 +1,117 @@
+"""Backbones as folders in timm's local-dir layout, and back.
+
+``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=K)`` loads such a folder for any K: the
+classifier is left out, so that a new one is made, and the features are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save
+
+from pipeline.errors import UserError
+from pipeline.nets.architectures import default_architecture
+from pipeline.nets.backbone import Net, check_image_size
+from pipeline.nets.seeding import seeded
+from pipeline.specs import Architecture
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_PROVENANCE = "training"  # our own key in config.json; timm passes over it
+
+
+def export(net: Net, folder: str | Path, *, trained: dict[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``config.json``: the same net and text give the same bytes.
+
+    Each file is written under another name and renamed; the config comes last, and without it nothing loads.
+
+    Args:
+        net: the backbone; its classifier is not written.
+        folder: made if it is not there.
+        trained: where the weights come from (dataset, method, epochs, …), kept under the config's key
+            ``training``. ``license``, ``origin_url`` and ``description`` in it also go where timm shows them.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = copy.deepcopy(net).cpu().headless().net
+    tensors = {key: value.detach().contiguous().clone() for key, value in bare.state_dict().items()}
+    _write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))  # one entry: its order is not fixed
+    _write(folder / CONFIG, (json.dumps(_config(net, trained), indent=2) + "\n").encode())
+
+
+def load_exported(
+    folder: str | Path, *, num_classes: int, image_size: int | None = None, seed: int = 0
+) -> Net:
+    """Load an exported folder with a new classifier.
+
+    Args:
+        folder: written by ``export``.
+        num_classes: outputs of the new classifier; 0: none.
+        image_size: side in pixels to build it for; None: as trained.
+        seed: of the new classifier's weights.
+
+    Raises:
+        UserError: no export there, or an image size that the model cannot take.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"'{folder}' holds no exported backbone: expected {CONFIG} and {WEIGHTS} in it")
+    config = json.loads((folder / CONFIG).read_text())
+    own = config.get(_PROVENANCE, {})
+    cfg, args = config["pretrained_cfg"], dict(config.get("model_args", {}))
+    name = config["architecture"]
+    size = image_size or cfg["input_size"][-1]
+    if "img_size" in args:
+        args["img_size"] = size
+    with seeded(seed, "classifier"):
+        net = timm.create_model(f"local-dir:{folder}", pretrained=True, **args | {"num_classes": num_classes})
+    check_image_size(net, name, size)
+    arch: Architecture = own.get("arch") or default_architecture(name)
+    return Net(net, arch=arch, name=name, args=args, image_size=size, mean=cfg["mean"], std=cfg["std"])
+
+
+def _config(net: Net, trained: dict[str, Any]) -> dict[str, Any]:
+    """What timm reads, and under a key of our own the rest. Nothing of timm's weights' origin is kept."""
+    timm_cfg = net.net.pretrained_cfg
+    size = [3, net.image_size, net.image_size]
+    cfg = {
+        "tag": str(trained.get("method", "local")),
+        "input_size": size,
+        "fixed_input_size": bool(net.args.get("img_size")) and not net.args.get("dynamic_img_size", False),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": list(net.mean),
+        "std": list(net.std),
+        "num_classes": 0,
+        "pool_size": None,
+        "first_conv": timm_cfg.get("first_conv"),
+        "classifier": timm_cfg.get("classifier"),
+        "license": trained.get("license", "other"),  # the hub's word for: ask whoever trained it
+    }
+    cfg |= {key: trained[key] for key in ("origin_url", "description") if trained.get(key)}
+    args = {key: value for key, value in net.args.items() if key != "num_classes" and "drop" not in key}
+    return {
+        "architecture": net.name.partition(".")[0],
+        "num_classes": 0,
+        "num_features": net.num_features,
+        "model_args": dict(sorted(args.items())),
+        "pretrained_cfg": cfg,
+        _PROVENANCE: {"arch": net.arch} | {key: trained[key] for key in sorted(trained)},
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
