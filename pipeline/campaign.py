@@ -62,7 +62,9 @@ class Campaign:
     def print_plan(self, stages: Sequence[str]) -> None:
         """The tasks with needs and resources, what is done, and what a launch would start."""
         pending = {task.id for task in pending_tasks(self.manifest, stages)}
-        view.print_plan(self.manifest, pending, jobs=len(pack(t for t in self.manifest.tasks if t.id in pending)))
+        view.print_plan(
+            self.manifest, pending, jobs=len(pack(t for t in self.manifest.tasks if t.id in pending))
+        )
 
     def plan_as_json(self) -> list[dict[str, Any]]:
         return [
@@ -181,7 +183,9 @@ class Campaign:
             ids = slurm.submit_array(
                 [TaskJob(self.path, [task.id for task in job.tasks]) for job in array],
                 name=f"{self.experiment.name}-{array[0].stage}",
-                request=profile.request(array[0].stage, request_of(array[0].resources, gpu_there=profile.has_gpus)),
+                request=profile.request(
+                    array[0].stage, request_of(array[0].resources, gpu_there=profile.has_gpus)
+                ),
                 profile=profile,
                 folder=self.folder / "logs",
                 after_ok=() if array[0].any_outcome else list(before),

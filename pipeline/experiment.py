@@ -31,6 +31,13 @@ from pipeline.specs import (
 Json = dict[str, Any]
 
 
+def _distinct(values: list) -> list:
+    repeated = {value for value in values if values.count(value) > 1}
+    if repeated:
+        raise ValueError(f"{', '.join(map(str, sorted(repeated)))} stands there twice")
+    return values
+
+
 class MethodEntry(Strict):
     """One method of the experiment; its label in the tables is its key under ``methods``."""
 
@@ -177,13 +184,6 @@ class Experiment(Strict):
         return whole
 
 
-def _distinct(values: list) -> list:
-    repeated = {value for value in values if values.count(value) > 1}
-    if repeated:
-        raise ValueError(f"{', '.join(map(str, sorted(repeated)))} stands there twice")
-    return values
-
-
 def ready_experiments() -> dict[str, Path]:
     """The experiment files that come with the package, by name."""
     folder = package_files.files("pipeline.experiments")
@@ -211,7 +211,9 @@ def load_experiment(name: str, settings: Sequence[str] = ()) -> Experiment:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(given, dict):
-        raise UserError(f"{path}: expected an experiment (keys such as name, dataset, methods), found no mapping")
+        raise UserError(
+            f"{path}: expected an experiment (keys such as name, dataset, methods), found no mapping"
+        )
     given.setdefault("name", path.stem)
     origin = _Origin(path, lines)
     for setting in settings:
@@ -250,7 +252,7 @@ def _find(name: str) -> Path:
     if path.suffix in (".yaml", ".yml") or "/" in name:
         raise UserError(f"no experiment file {name}")
     raise UserError(
-        f"no experiment {name!r}{nearest(name, ready)} (ready ones: {', '.join(sorted(ready))}; or give a file)"
+        f"no experiment {name!r}{nearest(name, ready)} (ready: {', '.join(sorted(ready))}; or give a file)"
     )
 
 

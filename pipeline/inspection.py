@@ -26,7 +26,9 @@ def status(folder: Path, *, as_json: bool = False) -> int:
 def current_states(manifest: Manifest, folder: Path) -> list[TaskState]:
     """Every task's state now, with one question to the cluster at most."""
     jobs = {}
-    undone = {manifest.jobs[t.id] for t in manifest.tasks if t.id in manifest.jobs and not manifest.receipt(t)}
+    undone = {
+        manifest.jobs[t.id] for t in manifest.tasks if t.id in manifest.jobs and not manifest.receipt(t)
+    }
     if manifest.cluster == "slurm" and undone:
         import slurm
 
@@ -68,4 +70,3 @@ def verify(folder: Path) -> int:
         print(problem)
     print(f"{finished} of {len(manifest.tasks)} tasks are done; {len(problems)} damaged files")
     return int(bool(problems))
-

@@ -1,4 +1,4 @@
-"""From pending tasks to jobs: what is packed together, what waits for what, and what a job does when it runs."""
+"""From pending tasks to jobs: what is packed together, what waits for what, what a job does."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def arrays(jobs: Iterable[Job]) -> list[list[Job]]:
     """Jobs that can be submitted as one array: the same stage, resources and dependencies."""
     groups: dict[tuple, list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.stage, job.after, repr(sorted(job.tasks[0].resources.items()))), []).append(job)
+        groups.setdefault((job.stage, job.after, repr(sorted(job.tasks[0].resources.items()))), []).append(
+            job
+        )
     return list(groups.values())
 
 

@@ -50,16 +50,27 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("verb", metavar="VERB", help="what to do (below)")
     made.add_argument(
-        "experiment", metavar="EXPERIMENT", nargs="?", default="quickstart", help="a ready one's name, or a file"
+        "experiment",
+        metavar="EXPERIMENT",
+        nargs="?",
+        default="quickstart",
+        help="a ready one's name, or a file",
     )
     made.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key: pretrain.epochs=20"
     )
     made.add_argument(
-        "--cluster", metavar="WHERE", default="auto", help="auto | local | slurm | PROFILE.yaml (default: auto)"
+        "--cluster",
+        metavar="WHERE",
+        default="auto",
+        help="auto | local | slurm | PROFILE.yaml (default: auto)",
     )
-    made.add_argument("--store", metavar="DIR", type=Path, default=Path("store"), help="results (default: store)")
-    made.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="manifests, logs, tables")
+    made.add_argument(
+        "--store", metavar="DIR", type=Path, default=Path("store"), help="results (default: store)"
+    )
+    made.add_argument(
+        "--runs", metavar="DIR", type=Path, default=Path("runs"), help="manifests, logs, tables"
+    )
     made.add_argument("--only", metavar="STAGE[,STAGE]", help="run these stages only")
     made.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     made.add_argument("--wait", action="store_true", help="on Slurm: stay until all jobs have ended")
@@ -92,7 +103,9 @@ def run(given: argparse.Namespace) -> int:
     from pipeline import view
 
     if given.verb not in VERBS:
-        raise UserError(f"unknown verb {given.verb!r}{nearest(given.verb, VERBS)} (one of {', '.join(VERBS)})")
+        raise UserError(
+            f"unknown verb {given.verb!r}{nearest(given.verb, VERBS)} (one of {', '.join(VERBS)})"
+        )
     if given.verb == "experiments":
         view.print_experiments(experiments.ready_experiments())
         return 0
@@ -120,7 +133,9 @@ def _stages(given: argparse.Namespace) -> list[str]:
         chosen = given.only.split(",")
         for stage in chosen:
             if stage not in STAGES:
-                raise UserError(f"--only: unknown stage {stage!r}{nearest(stage, STAGES)} ({', '.join(STAGES)})")
+                raise UserError(
+                    f"--only: unknown stage {stage!r}{nearest(stage, STAGES)} ({', '.join(STAGES)})"
+                )
         return [stage for stage in STAGES if stage in chosen]
     last = given.verb if given.verb in STAGES else STAGES[-1]
     return list(STAGES[: STAGES.index(last) + 1])

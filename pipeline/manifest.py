@@ -158,7 +158,9 @@ class Manifest:
             raise UserError(f"the manifest {path} is damaged: not valid JSON") from None
         if not isinstance(said, dict) or said.get("format") != FORMAT:
             version = said.get("format") if isinstance(said, dict) else None
-            raise UserError(f"the manifest {path} is of format {version}, expected {FORMAT}; use another --runs")
+            raise UserError(
+                f"the manifest {path} is of format {version}, expected {FORMAT}; use another --runs"
+            )
         try:
             tasks = tuple(Task(**{**task, "needs": tuple(task["needs"])}) for task in said.pop("tasks"))
             return cls(tasks=tasks, **said)

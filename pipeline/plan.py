@@ -24,7 +24,12 @@ from pipeline.specs import (
     Strict,
 )
 
-FORMATS = {"shard": 1, "pretrain": 1, "finetune": 1, "aggregate": 1}  # raise one when a stage's results change
+FORMATS = {
+    "shard": 1,
+    "pretrain": 1,
+    "finetune": 1,
+    "aggregate": 1,
+}  # raise one when a stage's results change
 
 
 def plan(experiment: Experiment) -> tuple[Task, ...]:

@@ -47,8 +47,8 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> Ranks:
         missing = [name for name in TORCHRUN if name not in given]
         if missing:
             raise UserError(
-                f"the torchrun environment is incomplete: {', '.join(given)} set, {', '.join(missing)} missing"
-                " (start with torchrun, or unset them all)"
+                f"the torchrun environment is incomplete: {', '.join(given)} set,"
+                f" {', '.join(missing)} missing (start with torchrun, or unset them all)"
             )
         return Ranks(
             rank=_number(env, "RANK"),
@@ -75,7 +75,7 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> Ranks:
 
 
 def rendezvous_port(job: str) -> int:
-    """A port in 20000-31999, below Linux's ephemeral range, that differs between jobs and is the same on every rank."""
+    """A port in 20000-31999, below Linux's ephemeral range: one a job, the same on all its ranks."""
     return 20000 + zlib.crc32(job.encode()) % 12000
 
 

@@ -18,7 +18,8 @@ STAGES = ("shard", "pretrain", "finetune", "aggregate")
 class Strict(BaseModel):
     """Unknown keys are refused, and a specification never changes once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # Defaults are validated too: 25 and 25.0 must not be two keys.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
 
 class Splits(Strict):

@@ -37,7 +37,9 @@ def print_experiments(ready: Mapping[str, Path]) -> None:
     for name, path in sorted(ready.items()):
         table.add_row(name, path.read_text().splitlines()[0].lstrip("# "))
     console().print(table)
-    console().print("\nrun one:   python -m pipeline.launch all NAME\nread one:  python -m pipeline.launch show NAME")
+    console().print(
+        "\nrun one:   python -m pipeline.launch all NAME\nread one:  python -m pipeline.launch show NAME"
+    )
 
 
 def print_yaml(value: Any) -> None:
@@ -47,7 +49,11 @@ def print_yaml(value: Any) -> None:
 
 
 def print_cluster(name: str, profile: Profile | None, asked: str) -> None:
-    where = "this machine" if name == "local" else f"Slurm{f' ({asked})' if asked not in ('auto', 'slurm') else ''}"
+    where = (
+        "this machine"
+        if name == "local"
+        else f"Slurm{f' ({asked})' if asked not in ('auto', 'slurm') else ''}"
+    )
     why = " (no sbatch on the PATH)" if (name, asked) == ("local", "auto") else ""
     console().print(f"cluster: {where}{why}")
 
@@ -62,11 +68,10 @@ def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
         state = "[green]done[/]" if done else "to run" if task.id in pending else "[dim]not chosen[/]"
         table.add_row(task.id, _few(task.needs), _resources(task), state)
     console().print(table)
-    by_stage = ", ".join(
-        f"{sum(task.stage == stage for task in manifest.tasks)} {stage}" for stage in STAGES
-    )
+    by_stage = ", ".join(f"{sum(task.stage == stage for task in manifest.tasks)} {stage}" for stage in STAGES)
     console().print(
-        f"\n{len(manifest.tasks)} tasks ({by_stage}); {len(pending)} to run in {jobs} jobs\nstore: {manifest.store}"
+        f"\n{len(manifest.tasks)} tasks ({by_stage}); {len(pending)} to run in {jobs} jobs"
+        f"\nstore: {manifest.store}"
     )
 
 
@@ -138,7 +143,9 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
     table = Table("stage", *ORDER, box=None, header_style="bold")
     for stage, row in counts(states).items():
         table.add_row(stage, *(str(row[name]) if row[name] else "[dim]·[/]" for name in ORDER))
-    out.print(f"{manifest.experiment['name']} on {manifest.cluster or 'no cluster yet'}, store {manifest.store}")
+    out.print(
+        f"{manifest.experiment['name']} on {manifest.cluster or 'no cluster yet'}, store {manifest.store}"
+    )
     out.print(table)
     for name in ("running", "failed", "cancelled"):
         chosen = [state for state in states if state.state == name]
@@ -176,7 +183,9 @@ def _resources(task: Task) -> str:
     resources = Resources.model_validate(task.resources)
     ranks = resources.nodes * resources.ranks_per_node
     where = f"{resources.nodes} nodes × " if resources.nodes > 1 else ""
-    each = f"{resources.ranks_per_node} rank{'s' * (resources.ranks_per_node > 1)}" if ranks > 1 else "1 process"
+    each = (
+        f"{resources.ranks_per_node} rank{'s' * (resources.ranks_per_node > 1)}" if ranks > 1 else "1 process"
+    )
     return f"{where}{each}, {resources.cpus_per_rank} cpu, {resources.device}, {resources.minutes} min"
 
 
@@ -216,10 +225,8 @@ class LocalWatcher:
             tasks = f" ({len(job.tasks)} tasks)" if len(job.tasks) > 1 else ""
             took = self.ended.get(event.name, 0) - self.started.get(event.name, 0)
             seconds = f" after {took:.0f} s" if event.kind in ("finished", "failed") else ""
-            print(
-                f"{time.strftime('%H:%M:%S')} {len(self.ended)}/{len(self.jobs)} {event.kind:9} {event.name}{tasks}{seconds}",
-                flush=True,
-            )
+            count = f"{time.strftime('%H:%M:%S')} {len(self.ended)}/{len(self.jobs)}"
+            print(f"{count} {event.kind:9} {event.name}{tasks}{seconds}", flush=True)
 
     def render(self) -> Any:
         """The whole view: one bar for all jobs, one for each that runs."""
@@ -257,7 +264,7 @@ class LocalWatcher:
         return job.name, *said
 
     def _eta(self) -> str:
-        """Time left: each waiting job takes as long as the ended ones of its stage; unknown stages are not counted."""
+        """Time left, taking each job to last as long as the ended ones of its stage did."""
         means: dict[str, float] = {}
         for stage in {job.stage for job in self.jobs.values()}:
             took = [

@@ -187,7 +187,7 @@ def _versions() -> dict[str, str]:
 
 
 class StopFlag:
-    """Turns SIGTERM and SIGUSR2 (time limit, preemption) into a question the stage asks at step boundaries."""
+    """Turns SIGTERM and SIGUSR2 (time limit, preemption) into a question asked at step boundaries."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -209,7 +209,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     assert stage in STAGES
     parser = argparse.ArgumentParser(
         prog=f"python -m pipeline.stages.{stage}",
-        description=f"Run one {stage} task by hand (or under torchrun); `python -m pipeline.launch plan` lists them.",
+        description=f"Run one {stage} task by hand, or under torchrun (`pipeline.launch plan` lists them).",
     )
     parser.add_argument("--manifest", type=Path, required=True, help="runs/EXPERIMENT/manifest.json")
     parser.add_argument("--task", required=True, help=f"its id, such as {stage}/NAME")

@@ -1,0 +1,128 @@
+"""The experiment file: what is accepted, what is refused and how the refusal reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.experiment import load_experiment, ready_experiments
+from pipeline.plan import plan
+
+SMALL = """\
+dataset: {source: digits}
+backbones:
+  cnn: {name: test_resnet}
+  vit: {name: test_vit}
+methods:
+  supervised: {}
+  cass: {}
+seeds: [3]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path):
+    def write(text: str) -> str:
+        path = tmp_path / "small.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", sorted(ready_experiments()))
+def test_every_ready_experiment_plans(name):
+    tasks = plan(load_experiment(name))
+    assert {task.stage for task in tasks} == {"shard", "pretrain", "finetune", "aggregate"}
+
+
+def test_every_ready_experiment_opens_with_what_it_is_and_its_command():
+    for name, path in ready_experiments().items():
+        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        assert any(
+            f"pipeline.launch all{'' if name == 'quickstart' else ' ' + name}" in line for line in head
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (SMALL.replace("seeds", "seed"), 8, "seed: unknown key, did you mean 'seeds'"),
+        (SMALL + "pretrain:\n  epoch: 3\n", 10, "pretrain.epoch: unknown key, did you mean 'epochs'"),
+        (SMALL + "pretrain:\n  epochs: -1\n", 10, "pretrain.epochs: input should be greater than 0"),
+        (SMALL.replace("  cass", "  cas"), 7, "methods.cas: unknown method, did you mean 'cass'"),
+        (SMALL.replace("cass: {}", "cass: {options: {view: 2}}"), 7, "unknown option 'view'"),
+        (SMALL.replace("cass: {}", "cass: {train: {lrate: 2}}"), 7, "methods.cass.train.lrate: unknown key"),
+        (SMALL + "finetune: {protocols: [lineal]}\n", 9, "unknown protocol 'lineal'"),
+        (SMALL + "finetune: {fractions: [1, 1]}\n", 9, "twice"),
+        (SMALL + "report: {baseline: casss}\n", 9, "did you mean 'cass'"),
+        (SMALL.replace("  vit: {name: test_vit}\n", ""), 2, "needs both a cnn and a vit"),
+        (SMALL.replace("digits", "folder"), 1, "root is missing"),
+        (SMALL + "resources: {pretrain: {tasks_per_job: 2}}\n", 9, "only finetune tasks share a job"),
+    ],
+)
+def test_mistake_is_refused_with_file_line_and_key(file, text, line, message):
+    path = file(text)
+    with pytest.raises(UserError) as refused:
+        load_experiment(path)
+    assert str(refused.value).startswith(f"{path}:{line}: "), refused.value
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "found no mapping"), ("a: [1\n", "not valid YAML"), ("", "found no mapping")],
+)
+def test_file_that_is_no_experiment_is_refused(file, text, message):
+    with pytest.raises(UserError, match=message):
+        load_experiment(file(text))
+
+
+def test_set_overrides_by_dotted_key_and_names_itself_in_errors(file):
+    path = file(SMALL)
+    experiment = load_experiment(path, ["pretrain.epochs=7", "methods.dino={}", "finetune.fractions=[0.5]"])
+    assert experiment.pretrain.epochs == 7
+    assert list(experiment.methods) == ["supervised", "cass", "dino"]
+    assert experiment.finetune.fractions == [0.5]
+    with pytest.raises(UserError, match=r"^--set: pretrain\.epochs: "):
+        load_experiment(path, ["pretrain.epochs=many"])
+    with pytest.raises(UserError, match="expected KEY=VALUE"):
+        load_experiment(path, ["pretrain.epochs"])
+    with pytest.raises(UserError, match="no keys below"):
+        load_experiment(path, ["seeds.first=1"])
+
+
+def test_methods_may_be_a_list_and_still_be_overridden(file):
+    text = SMALL.replace("methods:\n  supervised: {}\n  cass: {}\n", "methods: [supervised, dino]\n")
+    experiment = load_experiment(file(text), ["methods.dino.train.epochs=2"])
+    assert experiment.training_of("dino").epochs == 2
+    assert experiment.training_of("supervised").epochs != 2
+
+
+def test_settings_come_from_recipe_then_experiment_then_method(file):
+    text = SMALL.replace("cass: {}", "cass: {}\n  dino: {train: {warmup_epochs: 2}}")
+    text += "pretrain: {batch_size: 64, weight_decay: 0.3}\n"
+    experiment = load_experiment(file(text))
+    dino = experiment.training_of("dino")
+    assert dino.lr == pytest.approx(5e-4 * 64 / 256), "the recipe's rate is for a batch of 256"
+    assert dino.weight_decay == 0.3, "the experiment wins over the recipe"
+    assert dino.warmup_epochs == 2, "the method's own entry wins over both"
+    assert experiment.training_of("cass").optimizer == "adam"
+
+
+def test_resolved_experiment_gives_the_same_plan(file, tmp_path):
+    first = load_experiment(file(SMALL))
+    again = tmp_path / "resolved.yaml"
+    again.write_text(yaml.safe_dump(first.resolved(), sort_keys=False))
+    assert [task.key for task in plan(load_experiment(str(again)))] == [task.key for task in plan(first)]
+
+
+def test_unknown_experiment_names_the_nearest_ready_one():
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        load_experiment("quikstart")
+    with pytest.raises(UserError, match="no experiment file"):
+        load_experiment("nowhere/mine.yaml")

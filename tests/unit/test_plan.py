@@ -1,0 +1,92 @@
+"""The plan: which tasks an experiment has, what they need, and when their keys change."""
+
+from __future__ import annotations
+
+from pipeline.experiment import load_experiment
+from pipeline.jobs import arrays, pack
+from pipeline.manifest import Manifest, Receipt
+from pipeline.plan import plan
+from pipeline.states import pending_tasks
+
+
+def tasks_of(*settings: str):
+    return {task.id: task for task in plan(load_experiment("quickstart", settings))}
+
+
+def test_every_task_comes_after_what_it_needs():
+    seen: set[str] = set()
+    for task in plan(load_experiment("quickstart")):
+        assert set(task.needs) <= seen
+        seen.add(task.id)
+
+
+def test_joint_method_is_one_pretraining_and_others_one_a_backbone():
+    ids = tasks_of()
+    assert "pretrain/digits-cass-cnn-vit-s0" in ids
+    assert "pretrain/digits-dino-cnn-s0" in ids and "pretrain/digits-dino-vit-s0" in ids
+    vit = ids["finetune/digits-cass-vit-linear-10pc-s1"]
+    assert vit.needs == ("shard/digits", "pretrain/digits-cass-cnn-vit-s0")
+
+
+def test_each_seed_may_have_its_own_pretraining():
+    ids = tasks_of("pretrain.seeds=each")
+    assert "pretrain/digits-dino-cnn-s1" in ids
+    assert "pretrain/digits-dino-cnn-s1" in ids["finetune/digits-dino-cnn-knn-1pc-s1"].needs
+
+
+def test_change_reaches_exactly_what_depends_on_it():
+    before, after = tasks_of(), tasks_of("methods.dino.train.epochs=3")
+    changed = {task for task in before if before[task].key != after[task].key}
+    assert changed == {task for task in before if "-dino-" in task} | {"aggregate/quickstart"}
+
+
+def test_fractions_change_no_pretraining():
+    before, after = tasks_of(), tasks_of("finetune.fractions=[0.5]")
+    assert all(before[t].key == after[t].key for t in before if t.startswith(("shard", "pretrain")))
+
+
+def test_resources_change_no_key():
+    before, after = tasks_of(), tasks_of("resources.pretrain.nodes=2", "resources.finetune.minutes=7")
+    assert {t: before[t].key for t in before} == {t: after[t].key for t in after}
+    assert after["pretrain/digits-cass-cnn-vit-s0"].resources["nodes"] == 2
+
+
+def test_packs_hold_all_tasks_once_and_wait_for_exactly_their_needs():
+    tasks = plan(load_experiment("quickstart", ["resources.finetune.tasks_per_job=7"]))
+    jobs = pack(tasks)
+    assert sorted(task.id for job in jobs for task in job.tasks) == sorted(task.id for task in tasks)
+    assert max(len(job.tasks) for job in jobs) == 7 - 1  # 18 tasks in packs of at most 7: three of 6
+    by_name = {job.name: job for job in jobs}
+    for job in jobs:
+        waited = {task.id for name in job.after for task in by_name[name].tasks}
+        assert waited == {need for task in job.tasks for need in task.needs}
+    assert [job.any_outcome for job in jobs].count(True) == 1
+    grouped = arrays(jobs)
+    assert sum(map(len, grouped)) == len(jobs)
+    assert all(len({job.after for job in array}) == 1 for array in grouped)
+
+
+def receipt(task, **metrics):
+    return Receipt(task.key, task.id, task.stage, metrics, {}, "", "", 0.0, [], 1)
+
+
+def test_done_tasks_do_not_run_again_and_tables_follow_what_runs(tmp_path):
+    tasks = plan(load_experiment("quickstart"))
+    manifest = Manifest({}, str(tmp_path), tasks)
+    for task in tasks:
+        receipt(task).write(manifest.folder(task))
+    stages = ("shard", "pretrain", "finetune", "aggregate")
+    assert pending_tasks(manifest, stages) == []
+    lost = manifest.task("finetune/digits-dino-cnn-knn-1pc-s1")
+    (manifest.folder(lost) / "receipt.json").unlink()
+    assert [task.id for task in pending_tasks(manifest, stages)] == [lost.id, "aggregate/quickstart"]
+    assert [task.id for task in pending_tasks(manifest, stages, active={lost.id})] == ["aggregate/quickstart"]
+
+
+def test_tables_that_lacked_a_task_are_made_again_once_it_is_there(tmp_path):
+    tasks = plan(load_experiment("quickstart"))
+    manifest = Manifest({}, str(tmp_path), tasks)
+    for task in tasks[:-1]:
+        receipt(task).write(manifest.folder(task))
+    receipt(tasks[-1], missing=[tasks[-2].id]).write(manifest.folder(tasks[-1]))
+    assert [task.id for task in pending_tasks(manifest, ("aggregate",))] == [tasks[-1].id]
