@@ -47,14 +47,14 @@ class Progress:
         steps: of the whole training.
         epoch: fractional, from 0.
         epochs: of the whole training.
-        steps_per_epoch: optimiser steps an epoch.
+        steps_per_epoch: optimiser steps an epoch; not always a whole number.
     """
 
     step: int
     steps: int
     epoch: float
     epochs: float
-    steps_per_epoch: int
+    steps_per_epoch: float
 
     @property
     def share(self) -> float:
@@ -66,7 +66,7 @@ class Method(nn.Module):
     """Base class of all methods.
 
     Args:
-        nets: one backbone a architecture; both for a joint method.
+        nets: one backbone an architecture; both for a joint method.
         options: complete, from ``pipeline.methods.options.resolve_options``.
         image_size: side of the full views in pixels.
         seed: of the weights that the method adds.
@@ -123,11 +123,26 @@ class Method(nn.Module):
         return seeded(self.seed, purpose)
 
 
-def single(nets: dict[str, Net], method: str) -> tuple[str, Net]:
-    """The one (architecture, backbone) of a method that trains one net a run."""
-    if len(nets) != 1:
-        raise UserError(f"{method} trains one backbone a run, got {', '.join(nets) or 'none'}")
-    return next(iter(nets.items()))
+class OneNet(Method):
+    """Base of the methods that train one backbone a run.
+
+    Raises:
+        UserError: not exactly one backbone was given.
+    """
+
+    def __init__(self, nets: dict[str, Net], options: dict[str, Any], *, image_size: int, seed: int) -> None:
+        if len(nets) != 1:
+            name = type(self).__name__
+            raise UserError(f"{name} trains one backbone a run, got {', '.join(nets) or 'none'}")
+        super().__init__(nets, options, image_size=image_size, seed=seed)
+        (self.arch,) = nets
+
+    @property
+    def backbone(self) -> Net:
+        """The net that is trained."""
+        net = self.nets[self.arch]
+        assert isinstance(net, Net)
+        return net
 
 
 def slow_copy(module: M) -> M:

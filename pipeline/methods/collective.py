@@ -23,48 +23,36 @@ class _Gather(torch.autograd.Function):
     """All-gather whose backward adds up every rank's gradient for this rank's part."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes, ctx.rank = sizes, dist.get_rank()
-        padded = x.new_zeros(max(sizes), *x.shape[1:])
-        padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
-        return total.split(ctx.sizes)[ctx.rank], None
-
-
-def batch_sizes(x: Tensor) -> list[int]:
-    """Every rank's batch size, in rank order: the last batch of an epoch may differ between ranks."""
-    count = torch.tensor([len(x)], device=x.device)
-    counts = [torch.empty_like(count) for _ in range(world_size())]
-    dist.all_gather(counts, count)
-    return [int(c) for c in torch.cat(counts).tolist()]
+        return total.chunk(world_size())[dist.get_rank()]
 
 
 def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Each (B, D) tensor → (sum of B over ranks, D) in rank order, with gradient.
+    """Each (B, D) tensor → (ranks · B, D) in rank order, with gradient.
 
     Every rank computes the same loss from the result. The backward pass adds the ranks' gradients; DDP then
     takes the mean over ranks of the parameters' gradients, which leaves exactly the whole batch's gradient.
-    All tensors must have this rank's batch size.
+    All ranks must have the same batch size, and one call gathers all tensors in one message.
     """
     if world_size() == 1:
         return tensors
-    sizes = batch_sizes(tensors[0])
     widths = [t.shape[1] for t in tensors]
-    return _Gather.apply(torch.cat(tensors, dim=1), sizes).split(widths, dim=1)
+    return _Gather.apply(torch.cat(tensors, dim=1)).split(widths, dim=1)
 
 
 @torch.no_grad()
-def mean_over_ranks(total: Tensor, count: int) -> Tensor:
-    """Sum over ranks of ``total`` divided by the sum of ``count``: a mean of what all ranks have seen."""
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over ranks of a tensor that is itself a mean over batches of one size."""
     if world_size() == 1:
-        return total / count
-    packed = torch.cat([total.flatten(), total.new_tensor([float(count)])])
-    dist.all_reduce(packed)
-    return (packed[:-1] / packed[-1]).view_as(total)
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / world_size()

@@ -16,7 +16,7 @@ from pipeline.errors import UserError, nearest
 class Options(BaseModel):
     """Options of one method: unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class NoOptions(Options):

@@ -1,0 +1,151 @@
+"""DINO: a student matches, from small crops, what its own slow average says of the whole image.
+
+Caron et al. 2021, arXiv 2104.14294. Two global and n local crops; the loss is the mean over teacher crop q
+and student crop v ≠ q of the cross-entropy between softmax((t_q − C)/τt) and softmax(s_v/τs).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.methods.base import OneNet, Progress, View, cosine_momentum, follow, slow_copy
+from pipeline.methods.collective import mean_over_ranks
+from pipeline.nets.backbone import Net
+from pipeline.nets.heads import DinoHead
+
+GLOBAL = ("dino_global_1", "dino_global_2")
+
+
+class Dino(OneNet):
+    """Self-distillation with no labels, for a CNN or a ViT; the teacher is what gets exported."""
+
+    centre: Tensor
+
+    def __init__(self, nets: dict[str, Net], options: dict[str, Any], *, image_size: int, seed: int) -> None:
+        super().__init__(nets, options, image_size=image_size, seed=seed)
+        net = self.backbone.headless()
+        with self.seeded("head"):
+            self.student_head = DinoHead(
+                net.num_features,
+                hidden=options["hidden"],
+                bottleneck=options["bottleneck"],
+                out_dim=options["out_dim"],
+                layers=options["head_layers"],
+                bn=options["head_bn"],
+                norm_last_layer=options["norm_last_layer"],
+            )
+        self.teacher = slow_copy(net)
+        self.teacher_head = slow_copy(self.student_head)
+        self.register_buffer("centre", torch.zeros(options["out_dim"]))
+        self._seen: list[Tensor] = []  # mean teacher outputs since the last step, one a micro-batch
+        self.local_size = options["local_size"] or default_local_size(image_size, net.patch_size or 8)
+        if options["n_local"]:
+            _check_crop_size(net, self.local_size)
+
+    @property
+    def views(self) -> list[View]:
+        whole = [View(recipe, self.image_size) for recipe in GLOBAL]
+        return whole + [View("dino_local", self.local_size)] * self.options["n_local"]
+
+    def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+        options = self.options
+        with torch.no_grad():
+            whole = torch.cat(views[:2])
+            targets = self.teacher_head(self.teacher.features(whole)).float()
+            self._seen.append(targets.mean(dim=0))
+        scores = self.student_head(self._student_features(views)).float()
+        loss, entropy = distillation_loss(
+            scores.view(len(views), -1, scores.shape[1]),
+            targets.view(2, -1, targets.shape[1]),
+            centre=self.centre,
+            student_temperature=options["student_temperature"],
+            teacher_temperature=self.teacher_temperature(progress),
+        )
+        return {"loss": loss, "teacher_entropy": entropy}
+
+    def teacher_temperature(self, progress: Progress) -> float:
+        """Linear from the first to the final temperature over the warm-up, then constant."""
+        start, end = self.options["teacher_temperature_start"], self.options["teacher_temperature"]
+        warmup = self.options["teacher_warmup_epochs"]
+        return end if progress.epoch >= warmup else start + (end - start) * progress.epoch / warmup
+
+    def after_backward(self, progress: Progress) -> None:
+        if progress.epoch < self.options["freeze_last_layer_epochs"]:
+            for parameter in self.student_head.last_layer.parameters():
+                parameter.grad = None
+
+    def after_step(self, progress: Progress) -> None:
+        momentum = cosine_momentum(self.options["momentum"], progress)
+        follow(self.teacher, self.backbone, momentum)
+        follow(self.teacher_head, self.student_head, momentum)
+        if self._seen:
+            mean = mean_over_ranks(torch.stack(self._seen).mean(dim=0))
+            self.centre.lerp_(mean, 1 - self.options["centre_momentum"])
+            self._seen.clear()
+
+    def exported(self) -> dict[str, Net]:
+        return {self.arch: self.teacher}
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> dict[str, Tensor]:
+        """The student's bottleneck, which the prototypes' scores are linear in: (B, bottleneck)."""
+        return {self.arch: self.student_head.embed(self.backbone.features(images))}
+
+    def _student_features(self, views: list[Tensor]) -> Tensor:
+        """All views' features in their order; views of one size go through the net together."""
+        features, first = [], 0
+        while first < len(views):
+            last = first
+            while last < len(views) and views[last].shape == views[first].shape:
+                last += 1
+            features.append(self.backbone.features(torch.cat(views[first:last])))
+            first = last
+        return torch.cat(features)
+
+
+def distillation_loss(
+    scores: Tensor, targets: Tensor, *, centre: Tensor, student_temperature: float, teacher_temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Mean over pairs (teacher view q, student view v ≠ q) and over the batch of the cross-entropy.
+
+    Args:
+        scores: (V, B, K) float32, the student's, the teacher's views first.
+        targets: (Q, B, K) float32, the teacher's, without gradient.
+        centre: (K,)
+
+    Returns:
+        The loss, and the mean entropy of the teacher's softened outputs (log K when they are uniform, 0 when
+        they are one-hot: either, for long, is a collapse).
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        teacher_log = F.log_softmax((targets - centre) / teacher_temperature, dim=-1)
+        teacher = teacher_log.exp()
+        student_log = F.log_softmax(scores / student_temperature, dim=-1)
+        others = student_log.sum(dim=0) - student_log[: len(targets)]  # for each q: over all v ≠ q
+        pairs = len(targets) * (len(scores) - 1)
+        loss = -(teacher * others).sum(dim=-1).mean(dim=1).sum() / pairs
+        return loss, -(teacher * teacher_log).sum(dim=-1).mean().detach()
+
+
+def default_local_size(image_size: int, grid: int) -> int:
+    """3/7 of the image (96 of 224 pixels), as the nearest multiple of the patch size."""
+    return max(1, round(image_size * 3 / 7 / grid)) * grid
+
+
+def _check_crop_size(net: Net, size: int) -> None:
+    training = net.training
+    try:
+        with torch.no_grad():
+            net.eval().features(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"backbone '{net.name}' cannot take dino's local crops of {size} pixels "
+            f"({str(error).splitlines()[0][:120]}); set local_size, or n_local 0"
+        ) from None
+    finally:
+        net.train(training)
