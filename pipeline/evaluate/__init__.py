@@ -1,0 +1,1 @@
+"""Judging a pretrained backbone: fine-tuning, linear probe, nearest neighbours, and their metrics."""

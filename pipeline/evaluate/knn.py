@@ -1,0 +1,72 @@
+"""Nearest neighbours on frozen features: nothing is trained, nothing is tuned."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.evaluate.features import features_of
+from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
+
+TEMPERATURE = 0.07
+
+
+@torch.no_grad()
+def knn_predict(
+    train_features: Tensor,
+    train_targets: Tensor,
+    features: Tensor,
+    *,
+    k: int,
+    num_classes: int,
+    temperature: float = TEMPERATURE,
+    chunk: int = 1024,
+) -> Tensor:
+    """Weighted vote of the k nearest training samples by cosine similarity (Wu et al. 2018; DINO's protocol).
+
+    Args:
+        train_features: (N, D).
+        train_targets: int64 (N,), or (N, K) of 0 and 1 for multi-label.
+        features: (M, D), on the same device.
+        k: neighbours that vote; all N where there are fewer.
+        num_classes: K.
+        temperature: τ; a neighbour of similarity s votes with weight exp(s / τ).
+        chunk: queries at a time, which bounds the memory at chunk × N.
+
+    Returns:
+        float32 (M, K): the share of each class in the vote; multi-label: the share of neighbours with the
+        label.
+    """
+    bank = F.normalize(train_features.float(), dim=1)
+    votes = (
+        train_targets.float() if train_targets.ndim == 2 else F.one_hot(train_targets, num_classes).float()
+    )
+    k = min(k, len(bank))
+    shares = []
+    for queries in features.float().split(chunk):
+        similarity, nearest = (F.normalize(queries, dim=1) @ bank.T).topk(k, dim=1)
+        weights = (similarity / temperature).softmax(
+            dim=1
+        )  # the vote's weights, already divided by their sum
+        shares.append(torch.einsum("mk,mkc->mc", weights, votes[nearest]))
+    return torch.cat(shares) if shares else votes.new_zeros(0, votes.shape[1])
+
+
+def run(problem: Problem) -> Prediction:
+    """The ``knn`` protocol."""
+    k = min(problem.settings.knn_k, len(problem.train))
+
+    def predict(split: Split) -> Tensor:
+        return knn_predict(
+            features_of(problem, problem.train).to(problem.device),
+            problem.train.targets.to(problem.device),
+            features_of(problem, split).to(problem.device),
+            k=k,
+            num_classes=problem.num_classes,
+        )
+
+    with reproducible(problem.seed, problem.device):
+        return Prediction(
+            val=predict(problem.val).cpu().numpy(), test=predict(problem.test).cpu().numpy(), chosen={"k": k}
+        )

@@ -1,0 +1,37 @@
+"""The validation score that picks an epoch or a weight decay."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.evaluate.metrics import evaluate
+from pipeline.evaluate.problem import Problem
+from pipeline.evaluate.protocols import check_metric
+
+
+def validation_score(problem: Problem, probabilities: np.ndarray) -> tuple[dict[str, float], float]:
+    """Every metric of the validation split, and the one that ``select_by`` names.
+
+    Args:
+        probabilities: (N, K) for the validation split.
+
+    Raises:
+        UserError: there is no such metric, or it does not exist on this validation split.
+    """
+    name = problem.settings.select_by
+    check_metric(name, multilabel=problem.multilabel, key="select_by")
+    metrics = evaluate(probabilities, problem.val.targets.numpy())
+    if math.isnan(metrics[name]):
+        raise UserError(
+            f"select_by: {name} does not exist on the {len(problem.val)} validation images, which lack"
+            " either positives or negatives of every class; choose another metric or validation: full"
+        )
+    return existing(metrics), metrics[name]
+
+
+def existing(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics without those that do not exist (NaN has no place in JSON)."""
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}

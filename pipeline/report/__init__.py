@@ -1,0 +1,1 @@
+"""Tables, statistics, plots and the report, made from receipts and predictions. Imports no torch."""

@@ -1,0 +1,72 @@
+"""Intervals over test samples and p-values over seeds. Imports no torch.
+
+The bootstrap draws with replacement, from the test split, whole groups where samples belong to groups: the
+images of one patient stand or fall together, and drawing them one by one makes intervals far too narrow. A
+resample is a row of weights, how often each sample was drawn, so that one matrix serves every prediction made
+on the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+FEW_SEEDS = 5  # below it, a t-test over seeds says little
+
+
+def resample_weights(groups: Sequence[str] | None, *, count: int, draws: int, seed: int) -> np.ndarray:
+    """Bootstrap resamples as weights.
+
+    Args:
+        groups: one name a sample; an empty name is a group of its own. None: every sample is.
+        count: number of samples N.
+        draws: number of resamples B.
+        seed: of the draws.
+
+    Returns:
+        float32 (B, N): how often each sample is in each resample. Samples of one group have equal weights; in
+        each row as many groups are drawn as there are.
+    """
+    if groups is None:
+        member = np.arange(count)
+    else:
+        names = [name or f"\0{position}" for position, name in enumerate(groups)]
+        member = np.unique(names, return_inverse=True)[1]
+    units = int(member.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
+    return drawn[:, member].astype(np.float32)
+
+
+def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The central percentile interval of bootstrap values; NaN where no resample has a value."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def paired_t(differences: ArrayLike) -> tuple[float, str]:
+    """Two-sided paired t-test of the differences, one a seed.
+
+    Returns:
+        The p-value, NaN where there is none, and a note that is empty only when there is nothing to warn of.
+    """
+    values = np.asarray(differences, np.float64)
+    if len(values) < 2:
+        return float("nan"), "one seed: no p-value"
+    few = f"{len(values)} seeds: the test has little power" if len(values) < FEW_SEEDS else ""
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():
+        if not values.any():
+            return 1.0, few
+        return float("nan"), "equal gain on every seed: no p-value"
+    return float(stats.ttest_1samp(values, 0.0).pvalue), few
+
+
+def mean_std(values: ArrayLike) -> tuple[float, float]:
+    """Mean and sample standard deviation (n − 1); the latter is NaN for one value."""
+    array = np.asarray(values, np.float64)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")

@@ -1,0 +1,59 @@
+"""The summary as a table for the terminal. Reads summary.csv; imports nothing heavy."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from rich.table import Table
+
+from pipeline.evaluate.protocols import MULTILABEL_METRICS
+
+
+def terminal(path: Path, *, metric: str = "macro_f1") -> Table:
+    """A row a method × net × protocol, a column a label fraction, one metric with its interval.
+
+    Args:
+        path: summary.csv.
+        metric: which; the first that the file has where it lacks this one.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        columns = reader.fieldnames or []
+    if metric not in columns:
+        metric = next((name for name in MULTILABEL_METRICS if name in columns), metric)
+    fractions = sorted({float(row["fraction"]) for row in rows})
+    several = len({row["dataset"] for row in rows}) > 1
+    table = Table(title=f"{metric} on the test split, mean over seeds [interval]", title_justify="left")
+    for name in [*(["dataset"] if several else []), "net", "protocol", "method"]:
+        table.add_column(name, no_wrap=True)
+    for fraction in fractions:
+        table.add_column(f"{100 * fraction:g} % labels", justify="right", no_wrap=True)
+    cells: dict[tuple[str, ...], dict[float, dict[str, str]]] = {}
+    for row in rows:
+        identity = (row["dataset"], row["arch"], row["protocol"], row["method"])
+        cells.setdefault(identity, {})[float(row["fraction"])] = row
+    section: tuple[str, ...] | None = None
+    for place in sorted(cells, key=lambda place: place[:3]):
+        if section not in (None, place[:3]):
+            table.add_section()
+        section = place[:3]
+        values = [_cell(cells[place].get(fraction), metric) for fraction in fractions]
+        table.add_row(*(place if several else place[1:]), *values)
+    return table
+
+
+def _cell(row: dict[str, str] | None, metric: str) -> str:
+    if row is None:
+        return ""
+    if row["n"] == "0":
+        return "[red]failed[/]" if row["failed"] != "0" else "[yellow]missing[/]"
+    if not row[metric]:
+        return "-"
+    text = f"{float(row[metric]):.3f}"
+    if row[f"{metric}_low"]:
+        text += f" \\[{float(row[f'{metric}_low']):.2f}, {float(row[f'{metric}_high']):.2f}]"
+    if row["n"] != row["planned"]:
+        text += f" [yellow]{row['n']}/{row['planned']} seeds[/]"
+    return text + (" [red]collapsed[/]" if row["collapsed"] != "0" else "")

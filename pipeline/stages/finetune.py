@@ -1,0 +1,148 @@
+"""Fine-tune stage: one pretrained backbone, one draw of labels, one protocol → predictions and their metrics.
+
+Writes ``predictions.npz`` (test split: probabilities, targets, rows of samples.csv) and ``log.jsonl``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.data.fractions import subset
+from pipeline.errors import UserError, nearest
+from pipeline.evaluate.metrics import evaluate
+from pipeline.evaluate.problem import Problem, Protocol, Split
+from pipeline.evaluate.protocols import PROTOCOLS, check_metric
+from pipeline.evaluate.select import existing
+from pipeline.specs import FinetuneSpec
+from pipeline.stages.work import Interrupted, Outcome, Work
+from shards import Index
+
+FORMAT = 1
+
+
+def run(work: Work) -> Outcome:
+    """Learn from the drawn labels, predict the test split once, and write both down.
+
+    Raises:
+        UserError: unknown protocol or metric, a split without labels, or a GPU asked for where there is none.
+        Interrupted: asked to stop; the task is short and starts again from its beginning.
+    """
+    spec = FinetuneSpec.model_validate(work.task.spec)
+    device = _device(work)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    problem = _problem(work, spec, device)
+    started = time.perf_counter()
+    prediction = _protocol(spec.protocol)(problem)
+    seconds = time.perf_counter() - started
+
+    test_targets = problem.test.targets.numpy()
+    np.savez(
+        work.folder / "predictions.npz",
+        probabilities=prediction.test.astype(np.float32),
+        targets=test_targets.astype(np.uint8 if problem.multilabel else np.int64),
+        rows=problem.test.rows.astype(np.int64),
+    )
+    with (work.folder / "log.jsonl").open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in prediction.log)
+    metrics: dict[str, Any] = {
+        "num_labels": len(problem.train),
+        "num_val": len(problem.val),
+        "num_test": len(problem.test),
+        "best_epoch": prediction.best_epoch,
+        **prediction.chosen,
+        "val": existing(evaluate(prediction.val, problem.val.targets.numpy())),
+        "test": existing(evaluate(prediction.test, test_targets)),
+    }
+    return Outcome(
+        metrics=metrics,
+        images_seen=prediction.images_seen,
+        device=device.type,
+        device_seconds=seconds,
+        peak_memory_bytes=_peak_memory(device),
+    )
+
+
+def _problem(work: Work, spec: FinetuneSpec, device: torch.device) -> Problem:
+    index = Index.open(work.inputs["shard"][0].folder)
+    check_metric(spec.settings.select_by, multilabel=index.task == "multilabel", key="select_by")
+    train = _split(index, "train", spec.fraction, spec.seed)
+    val = _split(index, "val", spec.fraction if spec.settings.validation == "fraction" else 1.0, spec.seed)
+    test = _split(index, "test", 1.0, spec.seed)
+    for name, split in (("train", train), ("val", val), ("test", test)):
+        if not len(split):
+            raise UserError(f"{spec.dataset}: no labelled image in the {name} split, which fine-tuning needs")
+
+    def tick(done: float, total: float, text: str) -> None:
+        if work.stop_requested():
+            raise Interrupted
+        work.progress(done, total, text)
+
+    return Problem(
+        backbone=work.inputs["pretrain"][0].folder / spec.arch,
+        index=index,
+        train=train,
+        val=val,
+        test=test,
+        settings=spec.settings,
+        seed=task_seed(spec),
+        device=device,
+        tick=tick,
+    )
+
+
+def task_seed(spec: FinetuneSpec) -> int:
+    """A seed of 48 bits from the seed and what is learned, but not from the method.
+
+    Methods that are compared on one seed so share the new classifier's draw, the order and the augmentation,
+    which makes their difference less noisy.
+    """
+    identity = json.dumps([spec.seed, spec.dataset, spec.arch, spec.protocol, spec.fraction])
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:6], "big")
+
+
+def _split(index: Index, name: str, fraction: float, seed: int) -> Split:
+    rows = np.sort(index.rows(name, labelled=True))
+    targets = index.targets(rows)
+    chosen = subset(targets, fraction, seed=seed)
+    return Split(rows[chosen], torch.from_numpy(np.ascontiguousarray(targets[chosen])))
+
+
+def _protocol(name: str) -> Protocol:
+    if name not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise UserError(f"no protocol {name!r}{nearest(name, PROTOCOLS)} (expected one of {known})")
+    module, function = PROTOCOLS[name].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _device(work: Work) -> torch.device:
+    wanted = work.resources.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("a GPU was asked for (device: cuda) and there is none here")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        torch.set_num_threads(work.resources.cpus_per_rank)
+        return torch.device("cpu")
+    return torch.device("cuda", work.ranks.local_rank % torch.cuda.device_count())
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    from pipeline.stages.runner import main
+
+    main("finetune")
