@@ -1,0 +1,212 @@
+"""A cluster's profile: the YAML file that says how jobs are submitted at one site."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from slurm.commands import ask
+from slurm.errors import SlurmError
+from slurm.resources import Request
+
+# What the submission itself decides; an `extra` that set it again would break it.
+# fmt: off
+RESERVED = frozenset([
+    "account", "array", "begin", "constraint", "cpus-per-task", "dependency", "error", "exclude", "gpus",
+    "gpus-per-node", "gpus-per-task", "input", "job-name", "kill-on-invalid-dep", "mem", "no-requeue",
+    "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos", "requeue",
+    "signal", "time", "wait", "wckey", "wrap",
+])
+# fmt: on
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected one line without control characters")
+    return text
+
+
+def _literal(text: str) -> str:
+    """Values are quoted wherever they go; what would run a command is refused all the same."""
+    if "`" in text or "$(" in text:
+        raise ValueError("expected a plain value: no backticks and no $(…); commands belong into setup")
+    return _printable(text)
+
+
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(_literal(text))
+    except ValueError as error:
+        raise ValueError(f"expected a command: {error}") from None
+    if not words:
+        raise ValueError("expected a command such as 'apptainer exec --nv image.sif'")
+    return shlex.join(words)
+
+
+Literally = Annotated[str, Field(min_length=1), AfterValidator(_literal)]
+ShellLine = Annotated[str, AfterValidator(_printable)]
+Command = Annotated[str, AfterValidator(_command)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StageProfile(_Strict):
+    """What one stage's jobs get instead of what the experiment or the profile says."""
+
+    partition: Literally | None = None
+    qos: Literally | None = None
+    constraint: Literally | None = None
+    minutes: int | None = Field(default=None, ge=1)
+    nodes: int | None = Field(default=None, ge=1)
+    ranks_per_node: int | None = Field(default=None, ge=1)
+    cpus_per_rank: int | None = Field(default=None, ge=1)
+    memory_gb: float | None = Field(default=None, gt=0)  # a node
+
+
+class Stages(_Strict):
+    shard: StageProfile = StageProfile()
+    pretrain: StageProfile = StageProfile()
+    finetune: StageProfile = StageProfile()
+    aggregate: StageProfile = StageProfile()
+
+
+class Profile(_Strict):
+    """How jobs are submitted at one site. Everything is optional; ``slurm/example.yaml`` explains each key.
+
+    GPUs are not asked for here: a job gets one GPU a rank where its tasks run on GPUs, and tasks whose device
+    is ``auto`` do so where ``device`` says ``cuda`` (``auto``: where Slurm lists a GPU in the partition).
+    """
+
+    partition: Literally | None = None
+    account: Literally | None = None
+    qos: Literally | None = None
+    constraint: Literally | None = None
+    exclude: Literally | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    memory_gb: float | None = Field(default=None, gt=0)  # a node, where the experiment asks for none
+    stages: Stages = Stages()
+    setup: tuple[ShellLine, ...] = ()
+    environment: dict[str, Annotated[str, AfterValidator(_literal)]] = {}
+    array_limit: int | None = Field(default=None, ge=1)
+    max_array_size: int | None = Field(default=None, ge=1)
+    container: Command | None = None
+    python: Literally | None = None
+    requeue: bool = True
+    signal_seconds: int = Field(default=120, ge=1, le=65535)
+    extra: dict[str, Literally | int | float | bool] = {}
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _numbers_are_text(cls, given: Any) -> Any:
+        """YAML reads ``NCCL_DEBUG: 1`` as a number; the environment knows text only."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+            for name, value in given.items()
+        }
+
+    @field_validator("environment")
+    @classmethod
+    def _names_are_names(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of an environment variable")
+        return given
+
+    @field_validator("extra")
+    @classmethod
+    def _nothing_reserved(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+                raise ValueError(
+                    f"{name!r}: expected a long option of sbatch without its dashes, such as 'reservation'"
+                )
+            if name in RESERVED:
+                raise ValueError(f"'{name}' is set by the profile's other keys or by the submission itself")
+        return given
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether tasks whose device is ``auto`` run on GPUs here; asks ``sinfo`` if the profile does not say."""
+        if self.device != "auto":
+            return self.device == "cuda"
+        partitions = {self.partition, self.stages.pretrain.partition, self.stages.finetune.partition}
+        return _has_gpus(",".join(sorted(name for name in partitions if name)))
+
+    def request(self, stage: str, request: Request) -> Request:
+        """A stage's request with what this profile says about that stage put over it.
+
+        Args:
+            stage: shard, pretrain, finetune or aggregate.
+            request: what the experiment asks for.
+        """
+        said = getattr(self.stages, stage).model_dump(exclude_none=True)
+        if request.memory_gb is None and self.memory_gb is not None:
+            said.setdefault("memory_gb", self.memory_gb)
+        return dataclasses.replace(request, **said)
+
+
+@functools.lru_cache
+def _has_gpus(partitions: str) -> bool:
+    chosen = [f"--partition={partitions}"] if partitions else []
+    return any(
+        gres.startswith("gpu")
+        for gres in ask(["sinfo", "-h", "-o", "%G", *chosen]).replace(",", "\n").split()
+    )
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read a profile.
+
+    Args:
+        path: a YAML file.
+
+    Raises:
+        SlurmError: it is not there, is no YAML, or a key or value is not as expected.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SlurmError(f"{path}: {error.strerror or 'not readable'}; expected a cluster profile") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SlurmError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(given, dict):
+        if given is not None:
+            raise SlurmError(f"{path}: expected 'key: value' lines, found {type(given).__name__}")
+        given = {}
+    try:
+        return Profile.model_validate(given)
+    except ValidationError as error:
+        raise SlurmError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint of pydantic as ``key: value: what was expected``."""
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        model: Any = Profile
+        for part in parts[:-1]:
+            model = model.model_fields[part].annotation
+        known = list(model.model_fields)
+        close = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
+        hint = f", did you mean '{close[0]}'?" if close else f" (one of {', '.join(known)})"
+        return f"unknown key '{key}'{hint}"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = message if first["type"] == "value_error" else f"expected {message}"
+    value = repr(first["input"])
+    return f"{key}: {value if len(value) <= 60 else value[:57] + '...'}: {expected}"

@@ -1,0 +1,152 @@
+"""What has become of jobs: one call of sacct for all of them, and squeue for those still in the queue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from slurm.commands import ask
+from slurm.errors import SlurmError
+
+# fmt: off
+FINAL = frozenset([
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+    "TIMEOUT",
+])
+# fmt: on
+REASONS = {
+    "AssocGrpCpuLimit": "the account has all the CPUs it may use at once",
+    "AssocGrpGRES": "the account has all the GPUs it may use at once",
+    "AssocMaxJobsLimit": "the account runs as many jobs as it may",
+    "BadConstraints": "no node can give what it asks for: it will never start",
+    "BeginTime": "requeued, waits about two minutes",
+    "Dependency": "waits for other jobs",
+    "DependencyNeverSatisfied": "a job it needs failed: it will never start",
+    "InvalidAccount": "the account is not valid here",
+    "InvalidQOS": "the QOS is not valid here",
+    "JobArrayTaskLimit": "as many of its array run as may at once",
+    "JobHeldAdmin": "held by an administrator",
+    "JobHeldUser": "held by its user (scontrol release)",
+    "JobHoldMaxRequeue": "requeued too often, held (scontrol release)",
+    "NodeDown": "a node it needs is down",
+    "None": "",
+    "NonZeroExitCode": "ended with an error",
+    "PartitionDown": "the partition is down",
+    "PartitionNodeLimit": "asks for more nodes than the partition allows: it will not start",
+    "PartitionTimeLimit": "asks for more time than the partition allows: it will not start",
+    "Priority": "others are ahead of it in the queue",
+    "QOSMaxJobsPerUserLimit": "you run as many jobs as the QOS allows",
+    "ReqNodeNotAvail": "nodes it needs are down or reserved",
+    "Reservation": "waits for its reservation",
+    "Resources": "waits for free nodes",
+    "TimeLimit": "ran into its time limit",
+    "launch_failed_requeued_held": "could not be started, held (scontrol release)",
+}
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says about a job.
+
+    Attributes:
+        state: Slurm's word (PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT …), or UNKNOWN for a job
+            that Slurm has forgotten or never had.
+        reason: why it waits or how it ended, in words; may be empty.
+        node: the nodes it runs or ran on, as Slurm lists them; may be empty.
+        exit_code: ``code:signal``; empty where not known.
+        elapsed: running time as ``[days-]hours:minutes:seconds``; empty where not known.
+    """
+
+    state: str
+    reason: str = ""
+    node: str = ""
+    exit_code: str = ""
+    elapsed: str = ""
+
+
+def job_states(ids: Sequence[str]) -> dict[str, JobState]:
+    """What has become of jobs, with one call of ``sacct`` for all of them.
+
+    Without accounting, and for jobs that are still in the queue (accounting lags behind, and does not say why
+    a job waits), one call of ``squeue`` answers; it also knows jobs that ended some minutes ago.
+
+    Args:
+        ids: job ids such as ``123`` or ``123_4``.
+
+    Raises:
+        SlurmError: neither command answers.
+    """
+    wanted = list(dict.fromkeys(ids))
+    if not wanted:
+        return {}
+    try:
+        known = _from_sacct({job.split("_")[0] for job in wanted})
+    except SlurmError:  # a site without accounting
+        known = {}
+    if any(job not in known or known[job].state not in FINAL for job in wanted):
+        known |= _from_squeue()
+    return {
+        job: known.get(job, JobState("UNKNOWN", "Slurm does not know this job (any more)")) for job in wanted
+    }
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Cancel jobs; those that have ended already are left alone.
+
+    Raises:
+        SlurmError: Slurm refuses.
+    """
+    wanted = list(dict.fromkeys(ids))
+    for start in range(0, len(wanted), 1000):  # a command line has an end
+        ask(["scancel", "--quiet", *wanted[start : start + 1000]])
+
+
+def _from_sacct(jobs: Iterable[str]) -> dict[str, JobState]:
+    fields = "JobID,State,ExitCode,Elapsed,NodeList"
+    printed = ask(
+        [
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            f"--format={fields}",
+            "-j",
+            ",".join(sorted(jobs)),
+        ]
+    )
+    return _read(line.split("|") for line in printed.splitlines())
+
+
+def _from_squeue() -> dict[str, JobState]:
+    fields = "JobArrayID:255|,State:32|,exit_code:16|,TimeUsed:32|,NodeList:255|,Reason:255|"
+    printed = ask(["squeue", "--me", "--noheader", "--array", "--states=all", "-O", fields])
+    return _read([part.strip() for part in line.split("|")] for line in printed.splitlines())
+
+
+def _read(rows: Iterable[Sequence[str]]) -> dict[str, JobState]:
+    states = {}
+    for job, state, exit_code, elapsed, node, *more in rows:
+        word, _, detail = state.partition(" ")  # "CANCELLED by 1000"
+        reason = _in_words(more[0]) if more and word not in ("RUNNING", "COMPLETED") else ""
+        node = "" if node in ("None assigned", "(null)") else node
+        for one in expand(job):
+            states[one] = JobState(word, reason or detail, node, exit_code, elapsed)
+    return states
+
+
+def _in_words(reason: str) -> str:
+    """Slurm's reason as a sentence; one that is not in the list stays as it is."""
+    return REASONS.get(reason.split(",")[0].strip("()"), reason)
+
+
+def expand(job: str) -> list[str]:
+    """The ids that one line stands for: ``7_[0-2,5%4]`` is 7_0, 7_1, 7_2 and 7_5 (not started yet)."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?::\d+)?(?:%\d+)?\]", job)
+    if match is None:
+        return [job]
+    ids = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        ids += [f"{match[1]}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return ids

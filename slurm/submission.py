@@ -1,0 +1,228 @@
+"""Submitting calls as Slurm jobs, through submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from slurm.commands import ask, one_line, require_slurm
+from slurm.errors import SlurmError
+from slurm.job import MARKER, Call
+from slurm.profiles import Profile
+from slurm.resources import Request
+
+# Submitit counts time-outs (and, with limits under ten minutes, preemptions) and gives up after so many.
+MAX_TIMEOUTS = 1000
+
+
+def submit_array(
+    calls: Sequence[Callable[[], Any]],
+    *,
+    name: str,
+    request: Request,
+    profile: Profile,
+    folder: str | Path,
+    after_ok: Sequence[str] = (),
+    after_any: Sequence[str] = (),
+) -> list[str]:
+    """Submit calls that ask for the same, as one array or, beyond the site's MaxArraySize, as several.
+
+    A job whose ``after_ok`` parent fails is cancelled by Slurm, and not left in the queue.
+
+    Args:
+        calls: one job each; picklable. Each runs on every rank of its job.
+        name: the jobs' name in the queue.
+        request: what each job asks for.
+        profile: how this site wants it asked.
+        folder: for pickles and logs; shared by all nodes. Made private: who writes there decides what runs.
+        after_ok: ids of jobs that must succeed first: ``123``, ``123_4``, or an array as a whole.
+        after_any: ids of jobs that must have ended first, however they ended.
+
+    Returns:
+        A job id for each call, in order: ``123_4``, or ``123`` for a job on its own.
+
+    Raises:
+        SlurmError: no Slurm here, a folder of somebody else's, or Slurm refuses the jobs; then none is left.
+    """
+    if not calls:
+        return []
+    require_slurm()
+    folder = private_folder(folder)
+    size = profile.max_array_size or max_array_size()
+    chunks = [calls[start : start + size] for start in range(0, len(calls), size)]
+    ids: list[str] = []
+    with _outside_any_job():
+        for number, chunk in enumerate(chunks):
+            at_once = _share(profile.array_limit or len(calls), len(chunks), number)
+            dependency = _dependency(after_ok, after_any)
+            try:
+                ids += _submit(chunk, name, request, profile, folder, dependency, at_once)
+            except SlurmError:
+                if ids:
+                    ask(["scancel", *dict.fromkeys(job.split("_")[0] for job in ids)])
+                raise
+    return ids
+
+
+def _submit(
+    calls: Sequence[Callable[[], Any]],
+    name: str,
+    request: Request,
+    profile: Profile,
+    folder: Path,
+    dependency: str | None,
+    at_once: int,
+) -> list[str]:
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    executor = SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS, python=python_command(profile))
+    executor.update_parameters(**parameters(name, request, profile, folder, dependency, at_once))
+    try:
+        jobs = executor.submit_array([Call(call) for call in calls])
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise SlurmError(f"Slurm refuses the jobs '{name}': {one_line(str(error))}") from None
+    except OSError as error:
+        raise SlurmError(f"{folder}: {error.strerror or error}") from None
+    return [job.job_id for job in jobs]
+
+
+def parameters(
+    name: str,
+    request: Request,
+    profile: Profile,
+    folder: Path,
+    dependency: str | None,
+    at_once: int,
+) -> dict[str, Any]:
+    """The parameters of submitit's Slurm executor; what is None is left to the site."""
+    return {
+        "job_name": name,
+        "partition": request.partition or profile.partition,
+        "account": profile.account,
+        "qos": request.qos or profile.qos,
+        "constraint": request.constraint or profile.constraint,
+        "exclude": profile.exclude,
+        "time": request.minutes,
+        "nodes": request.nodes,
+        "ntasks_per_node": request.ranks_per_node,
+        "cpus_per_task": request.cpus_per_rank,
+        # By node and not by task: so each rank sees all its node's GPUs, and LOCAL_RANK indexes them.
+        "gpus_per_node": request.gpus_per_rank * request.ranks_per_node or None,
+        "mem": None if request.memory_gb is None else f"{round(request.memory_gb * 1024)}M",
+        "dependency": dependency,
+        "array_parallelism": at_once,
+        "signal_delay_s": profile.signal_seconds,
+        "setup": setup_lines(request, profile, folder),
+        # Since Slurm 22.05 srun does not take over sbatch's CPUs per task. A failed rank ends its job: the
+        # others would wait for it in a collective until their own time-out.
+        "srun_args": [f"--cpus-per-task={request.cpus_per_rank}", "--kill-on-bad-exit=1"],
+        "wckey": None,  # submitit's own default is refused by some sites
+        "additional_parameters": {
+            "kill-on-invalid-dep": "yes",
+            "requeue" if profile.requeue else "no-requeue": True,
+            **{option: value for option, value in profile.extra.items() if value is not False},
+        },
+    }
+
+
+def setup_lines(request: Request, profile: Profile, folder: Path) -> list[str]:
+    """What the batch script does before ``srun``.
+
+    Nothing may follow ``srun``: its exit code is the job's, and ``afterok`` goes by it. So what has to be done
+    at the end hangs on a trap, which keeps the exit code.
+    """
+    marker = f"{shlex.quote(str(folder / MARKER))}$job"
+    environment = {"OMP_NUM_THREADS": str(request.cpus_per_rank), **profile.environment}
+    return [
+        "set -eo pipefail",
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+        "job=${job:-$SLURM_JOB_ID}",
+        f"rm -f {marker}",
+        f"trap 'if [ -e {_in_single_quotes(marker)} ]; then scontrol requeue \"$job\"; fi' EXIT",
+        *profile.setup,
+        *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
+    ]
+
+
+def _in_single_quotes(text: str) -> str:
+    return text.replace("'", "'\"'\"'")
+
+
+def python_command(profile: Profile) -> str:
+    """The shell command that starts Python in a job: the profile's, in its container if it names one."""
+    # In a container this machine's own interpreter is, as a rule, not to be found.
+    python = shlex.quote(profile.python or ("python3" if profile.container else sys.executable))
+    return f"{profile.container} {python}" if profile.container else python
+
+
+def private_folder(folder: str | Path) -> Path:
+    """Make a folder that this user alone can enter.
+
+    Raises:
+        SlurmError: it belongs to somebody else, cannot be made, or has a ``%``, which Slurm would replace.
+    """
+    folder = Path(folder).absolute()
+    if "%" in str(folder):
+        raise SlurmError(
+            f"{folder}: Slurm replaces '%' in the names of log files; choose a folder without it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+        if found.st_uid != os.getuid():
+            raise SlurmError(
+                f"{folder} belongs to another user; jobs run what lies there, so it must be yours"
+            )
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise SlurmError(f"{folder}: {error.strerror}") from None
+    return folder
+
+
+def max_array_size() -> int:
+    """The most elements an array may have here (its greatest index is one less)."""
+    for line in ask(["scontrol", "show", "config"]).splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize":
+            return max(1, int(value))
+    return 1
+
+
+def _dependency(after_ok: Sequence[str], after_any: Sequence[str]) -> str | None:
+    kinds = (("afterok", after_ok), ("afterany", after_any))
+    return ",".join(":".join([kind, *dict.fromkeys(ids)]) for kind, ids in kinds if ids) or None
+
+
+def _share(limit: int, arrays: int, number: int) -> int:
+    """How many elements of the ``number``-th of several arrays may run at once under one limit for all."""
+    return max(1, limit // arrays + (number < limit % arrays))
+
+
+@contextlib.contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Hide the surrounding job from the jobs that are submitted from within it.
+
+    Otherwise they take over, among others, its CPU binding, and run at a third of their speed.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    from submitit.helpers import clean_env
+
+    # Where the configuration is, and the user's own defaults for sbatch, hold inside a job as well.
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or (name.startswith("SBATCH_") and "_BIND" not in name)
+    }
+    with clean_env():
+        os.environ.update(kept)
+        yield
