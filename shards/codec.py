@@ -1,0 +1,264 @@
+"""Image files: decoding to upright pixels, and the bytes that go into a shard.
+
+Bytes of JPEG, PNG and WebP files are kept as they are wherever any reader shows them alike; all else is
+re-encoded once, when the shard is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}  # read from folders
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # all that Pillow may try
+Image.init()  # or it knows only some of them by name
+JPEG_QUALITY = 95
+THUMBNAIL = 16  # side of the grey thumbnail that near-duplicates are compared by, in pixels
+GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+class Unreadable(Exception):
+    """A file is no image that can be decoded; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file.
+
+    Attributes:
+        image: upright first frame in mode RGB, L or I;16.
+        kept: suffix under which the file's own bytes can be stored ("jpg", "png", "webp"), or "" where
+            they must be re-encoded.
+        lossy: the file was compressed with loss, so that a re-encoding may be too.
+    """
+
+    image: Image.Image
+    kept: str
+    lossy: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a file once it has been decoded.
+
+    Attributes:
+        sha256: of the file's bytes.
+        format: suffix in the shard: jpg, png or webp.
+        original: the file's own bytes are stored.
+        width, height: of the stored image, in pixels.
+        pixel_hash: SHA-256 (first 32 hex digits) over size and upright pixels, before any resizing.
+        perceptual_hash: 64-bit difference hash.
+        thumbnail: 16 x 16 grey bytes.
+        peak16: greatest value of a 16-bit image, 0 for 8-bit ones.
+    """
+
+    sha256: str
+    format: str
+    original: bool
+    width: int
+    height: int
+    pixel_hash: str
+    perceptual_hash: int
+    thumbnail: bytes
+    peak16: int
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (132 or more) is DICOM."""
+    return head[128:132] == b"DICM"
+
+
+def load(data: bytes) -> Picture:
+    """Decode an image file.
+
+    Raises:
+        Unreadable: with the reason; also for images so large that they may be decompression bombs.
+    """
+    if not data:
+        raise Unreadable("file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _load_dicom(data) if is_dicom(data[:132]) else _load_image(data)
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable("not an image in a known format") from None
+    except MemoryError:
+        raise Unreadable("too large for the memory") from None
+    except Exception as error:  # decoders raise nearly anything on a broken file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(reason[:200]) from None
+
+
+def _load_image(data: bytes) -> Picture:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    kept = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}.get(image.format or "", "")
+    lossy = kept == "jpg" or data[12:16] == b"VP8 "
+    moving = kept in ("png", "webp") and getattr(image, "is_animated", False)
+    if moving or image.mode == "CMYK" or image.getexif().get(0x0112, 1) != 1:
+        kept = ""
+    image.load()
+    return Picture(_plain(ImageOps.exif_transpose(image)), kept, lossy)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, L or I;16; an alpha channel is left out."""
+    if image.mode in ("RGB", "L"):
+        return image
+    if image.mode in GREY16_MODES:
+        return Image.fromarray(_to_uint16(np.asarray(image)))
+    if image.mode in ("1", "LA"):
+        return image.convert("L")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_uint16(pixels: np.ndarray) -> np.ndarray:
+    """Grey values of any type as uint16.
+
+    Whole numbers that fit stay as they are, floats in [0, 1] are multiplied by 65535, all else is stretched
+    from the image's least to its greatest value.
+    """
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise Unreadable("grey values are not finite")
+    low, high = pixels.min(), pixels.max()
+    if pixels.dtype.kind in "iu" and low >= 0 and high <= 65535:
+        return pixels.astype(np.uint16)
+    scaled = pixels.astype(np.float64)
+    if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
+        scaled *= 65535
+    else:
+        scaled = (scaled - low) * (65535 / max(float(high) - float(low), 1e-12))
+    return np.rint(scaled).astype(np.uint16)
+
+
+def _load_dicom(data: bytes) -> Picture:
+    """The first frame as a display shows it: rescaled, windowed, MONOCHROME1 inverted."""
+    try:
+        import pydicom
+        from pydicom import pixels as dicom_pixels
+    except ImportError:
+        raise Unreadable("DICOM needs the package pydicom") from None
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    if "PixelData" not in dataset:
+        raise Unreadable("DICOM file without an image")
+    frame = dicom_pixels.pixel_array(dataset, index=0)  # colour comes as RGB
+    if frame.ndim == 3:
+        wide = frame.dtype != np.uint8
+        return Picture(Image.fromarray((frame >> 8 if wide else frame).astype(np.uint8)), "", False)
+    values = dicom_pixels.apply_modality_lut(frame, dataset)
+    windowed = "WindowCenter" in dataset or "VOILUTSequence" in dataset
+    if windowed:
+        values = dicom_pixels.apply_voi_lut(values, dataset)
+    values = np.asarray(values, np.float64)
+    low, high = values.min(), values.max()
+    grey = (values - low) * (255 / max(high - low, 1e-12))
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        grey = 255 - grey
+    return Picture(Image.fromarray(np.rint(grey).astype(np.uint8)), "", False)
+
+
+def inspect(data: bytes, *, resize: int | None) -> Inspection:
+    """Decode a file and measure it.
+
+    Args:
+        data: the file's bytes.
+        resize: longest short side allowed in the shard, in pixels.
+
+    Raises:
+        Unreadable: with the reason.
+    """
+    picture = load(data)
+    image = picture.image
+    width, height = _fitted(image.size, resize)
+    original = bool(picture.kept) and (width, height) == image.size
+    peak = 0
+    if image.mode == "I;16":
+        values = np.asarray(image)
+        peak = int(values.max())
+        hashed, grey = b"16" + values.astype("<u2").tobytes(), _to_grey8(image, peak)
+    else:
+        hashed, grey = image.convert("RGB").tobytes(), image.convert("L")
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + hashed).hexdigest()
+    return Inspection(
+        sha256=hashlib.sha256(data).hexdigest(),
+        format=picture.kept if original else "jpg" if picture.lossy else "png",
+        original=original,
+        width=width,
+        height=height,
+        pixel_hash=digest[:32],
+        perceptual_hash=_difference_hash(grey),
+        thumbnail=grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
+        peak16=peak,
+    )
+
+
+def encode(data: bytes, *, resize: int | None) -> bytes:
+    """The bytes to store for a file that is not kept as it is: upright and resized.
+
+    JPEG of quality 95 for a file that was compressed with loss, else PNG.
+    """
+    picture = load(data)
+    image = picture.image
+    size = _fitted(image.size, resize)
+    if size != image.size:
+        if image.mode == "I;16":
+            resized = image.convert("F").resize(size, Image.Resampling.LANCZOS)
+            values = np.rint(np.clip(np.asarray(resized), 0, 65535)).astype(np.uint16)
+            image = Image.fromarray(values)
+        else:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    if picture.lossy:
+        image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    else:
+        image.save(out, "PNG")
+    return out.getvalue()
+
+
+def decode(data: bytes, *, grey16_max: int = 65535) -> Image.Image:
+    """A stored image as RGB, 8 bits a channel.
+
+    Args:
+        data: a JPEG, PNG or WebP file.
+        grey16_max: the 16-bit grey value that becomes white.
+    """
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:
+        image.load()
+        image = _plain(ImageOps.exif_transpose(image))
+        if image.mode == "I;16":
+            image = _to_grey8(image, grey16_max)
+        return image.convert("RGB")
+    image.load()
+    return image
+
+
+def _to_grey8(image: Image.Image, white: int) -> Image.Image:
+    values = np.asarray(image).astype(np.float32) * (255 / max(white, 1))
+    return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
+
+
+def _fitted(size: tuple[int, int], resize: int | None) -> tuple[int, int]:
+    """Width and height once the short side is at most ``resize`` pixels."""
+    short = min(size)
+    if resize is None or short <= resize:
+        return size
+    return max(1, round(size[0] * resize / short)), max(1, round(size[1] * resize / short))
+
+
+def _difference_hash(grey: Image.Image) -> int:
+    """One bit a neighbouring pair of a 9 x 8 thumbnail: is the right one brighter (dHash)?"""
+    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = (small[:, 1:] > small[:, :-1]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")

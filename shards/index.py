@@ -1,0 +1,267 @@
+"""A written dataset: its table of samples, and any image by its row number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from shards import codec
+from shards.errors import InputError
+from shards.sources import SEPARATOR, SPLITS, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT_VERSION = 1
+INDEX, SAMPLES, REJECTED, REPORT = "index.json", "samples.csv", "rejected.csv", "data_report.json"
+OPEN_FILES = 128  # shards kept open a process
+COLUMNS = {
+    "key": str,
+    "shard": str,
+    "offset": np.int64,
+    "length": np.int64,
+    "format": str,
+    "labels": str,
+    "labelled": np.int64,
+    "split": str,
+    "group": str,
+    "width": np.int64,
+    "height": np.int64,
+    "pixel_hash": str,
+    "path": str,
+}
+
+
+class Index:
+    """A dataset folder as :func:`shards.write` leaves it.
+
+    Safe to use after a fork, from several threads, and to send to another process.
+
+    Attributes:
+        folder: where it is.
+        task: "multiclass" or "multilabel".
+        classes: names of the classes; a class's number is its place here.
+        meta: the content of ``index.json``.
+        samples: pandas.DataFrame, one row a sample in file order, with the columns key, shard, offset and
+            length (of the image in the tar, in bytes), format, labels ("a", "a|b" or ""), labelled (bool: an
+            unlabelled sample and one in which nothing was found both have the labels ""), split, group,
+            width and height (pixels), pixel_hash, path (in the source).
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any], samples: pd.DataFrame) -> None:
+        self.folder = folder
+        self.meta = meta
+        self.task: Task = meta["task"]
+        self.classes: list[str] = meta["classes"]
+        self.samples = samples
+        self._shard_names = samples["shard"].to_numpy(object)
+        self._offsets = samples["offset"].to_numpy(np.int64)
+        self._lengths = samples["length"].to_numpy(np.int64)
+        self._splits = samples["split"].to_numpy(object)
+        self._labelled = samples["labelled"].to_numpy(bool)
+        self._targets = _encode(samples["labels"].tolist(), self._labelled, self.classes, self.task)
+        self._files = _OpenFiles(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Index:
+        """Read a dataset's index, and see that its shards are there with the right sizes.
+
+        Raises:
+            InputError: no dataset there, one of another format version, a missing or cut shard.
+        """
+        folder = Path(folder)
+        meta = read_meta(folder)
+        for shard in meta["shards"]:
+            path = folder / shard["name"]
+            if not path.is_file():
+                raise InputError(f"shard {path} is missing")
+            if path.stat().st_size != shard["bytes"]:
+                raise InputError(f"shard {path} has {path.stat().st_size} bytes, not {shard['bytes']}")
+        samples = read_samples(folder / SAMPLES)
+        if len(samples) != sum(shard["samples"] for shard in meta["shards"]):
+            raise InputError(f"{folder / SAMPLES} has {len(samples)} rows, but {INDEX} counts another number")
+        return cls(folder, meta, samples)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the index, and thereby over all shards and samples: equal for equal datasets."""
+        return hashlib.sha256(dump_json(self.meta)).hexdigest()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The content of ``data_report.json``: sizes, counts, duplicates, warnings. Raises InputError."""
+        return read_json(self.folder / REPORT)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of this dataset, one line each."""
+        return list(self.report["warnings"])
+
+    def rows(self, split: str, labelled: bool | None = None) -> np.ndarray:
+        """Row numbers of a split, ascending.
+
+        Args:
+            split: train, val or test.
+            labelled: only those with labels (True), without (False), or both (None).
+
+        Returns:
+            (N,) int64.
+        """
+        if split not in SPLITS:
+            raise InputError(f"there is no split '{split}' (expected train, val or test)")
+        chosen = self._splits == split
+        if labelled is not None:
+            chosen &= self._labelled == labelled
+        return np.flatnonzero(chosen).astype(np.int64)
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        """Labels as numbers.
+
+        Args:
+            rows: (N,) row numbers.
+
+        Returns:
+            multiclass: (N,) int64, -1 where unlabelled; multilabel: (N, K) float32 of 0 and 1, or NaN.
+        """
+        return self._targets[np.asarray(rows, np.int64)]
+
+    def read(self, row: int) -> bytes:
+        """The stored image file of a sample. Raises InputError if the shard is cut or gone."""
+        return self._files.read(self._shard_names[row], int(self._offsets[row]), int(self._lengths[row]))
+
+    def decode(self, row: int) -> Image.Image:
+        """The image of a sample in mode RGB, upright, 16-bit grey scaled to 8."""
+        return self.decode_bytes(self.read(row))
+
+    def decode_bytes(self, data: bytes) -> Image.Image:
+        """The same for the bytes of a sample that came through :func:`shards.stream`."""
+        return codec.decode(data, grey16_max=self.meta["grey16_max"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a dataset. Raises InputError."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} is no dataset of shards: {path.name} is missing") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path} is not valid JSON") from None
+
+
+def dump_json(content: Any) -> bytes:
+    """JSON as datasets hold it: indented, UTF-8, the same bytes for the same content."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The content of ``index.json``, of this format version. Raises InputError."""
+    return check_version(read_json(folder / INDEX), str(folder))
+
+
+def check_version(meta: dict[str, Any], where: str) -> dict[str, Any]:
+    """The content of ``index.json``, if it is of this format version. Raises InputError."""
+    version = meta.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{where} has format version {version}, expected {FORMAT_VERSION}: write the dataset again"
+        )
+    return meta
+
+
+def read_samples(source: Any) -> pd.DataFrame:
+    """``samples.csv`` from a path or an open file. Raises InputError."""
+    import pandas as pd
+
+    try:
+        samples = pd.read_csv(source, dtype=COLUMNS, keep_default_na=False, na_filter=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{source} is missing") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
+    missing = [column for column in COLUMNS if column not in samples]
+    if missing:
+        raise InputError(f"{source} has no column '{missing[0]}'")
+    samples["labelled"] = samples["labelled"].astype(bool)
+    return samples
+
+
+def _encode(labels: list[str], labelled: np.ndarray, classes: list[str], task: Task) -> np.ndarray:
+    number = {name: place for place, name in enumerate(classes)}
+    if task == "multiclass":
+        return np.array([number[name] if known else -1 for name, known in zip(labels, labelled)], np.int64)
+    targets = np.zeros((len(labels), len(classes)), np.float32)
+    targets[~labelled] = np.nan
+    for row, names in enumerate(labels):
+        for name in filter(None, names.split(SEPARATOR)):
+            targets[row, number[name]] = 1
+    return targets
+
+
+class _Descriptor:
+    """An open file that closes when the last user lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class _OpenFiles:
+    """Reads from many files at given places, keeping the last used ones open.
+
+    ``pread`` does not move a file's position, so a descriptor inherited through a fork, or shared by
+    threads, is safe to read from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        path = self.folder / name
+        try:
+            file = self._file(name, path)
+            data = os.pread(file.number, length, offset)
+            while len(data) < length and (
+                more := os.pread(file.number, length - len(data), offset + len(data))
+            ):
+                data += more
+        except OSError as error:
+            raise InputError(f"shard {path} cannot be read: {error.strerror}") from None
+        if len(data) < length:
+            raise InputError(f"shard {path} is cut short")
+        return data
+
+    def _file(self, name: str, path: Path) -> _Descriptor:
+        with self._lock:
+            file = self._open.pop(name, None) or _Descriptor(path)
+            self._open[name] = file
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+            return file

@@ -1,0 +1,133 @@
+"""What ``data_report.json`` says of a dataset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards import codec, duplicates
+from shards.sources import SPLITS, Listing, Sample
+
+EXAMPLES = 50  # duplicates named a kind
+
+
+@dataclass
+class Duplicates:
+    """Paths with identical pixels, a list a picture; and the paths dropped for it."""
+
+    within: list[list[str]] = field(default_factory=list)
+    across: list[list[str]] = field(default_factory=list)
+    conflicting: list[list[str]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All the report is made from; ``samples`` and ``seen`` belong together, one each a sample."""
+
+    listing: Listing
+    samples: Sequence[Sample]
+    seen: Sequence[codec.Inspection]
+    rejected: Sequence[tuple[str, str]]
+    splits_made: Sequence[str]
+    duplicates: Duplicates
+
+
+def counts(classes: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
+    """For each split: samples, unlabelled ones, groups, and samples of each class."""
+    result = {}
+    for split in SPLITS:
+        chosen = [sample for sample in samples if sample.split == split]
+        of_class = Counter(label for sample in chosen for label in sample.labels)
+        result[split] = {
+            "samples": len(chosen),
+            "unlabelled": sum(not sample.labelled for sample in chosen),
+            "groups": len({sample.group for sample in chosen} - {""}),
+            "classes": {name: of_class[name] for name in classes},
+        }
+    return result
+
+
+def make(facts: Facts) -> dict[str, Any]:
+    """The content of ``data_report.json``."""
+    near = _near_duplicates(facts)
+    table = counts(facts.listing.classes, facts.samples)
+    return {
+        "samples": len(facts.samples),
+        "counts": table,
+        "splits_made": list(facts.splits_made),
+        "formats": dict(sorted(Counter(one.format for one in facts.seen).items())),
+        "original_bytes_kept": sum(one.original for one in facts.seen),
+        "width": _spread([one.width for one in facts.seen]),
+        "height": _spread([one.height for one in facts.seen]),
+        "rejected": dict(Counter(reason for _, reason in facts.rejected).most_common()),
+        "ignored_files": facts.listing.ignored,
+        "duplicates": {
+            "across_splits": len(facts.duplicates.across),
+            "within_splits": len(facts.duplicates.within),
+            "with_different_labels": len(facts.duplicates.conflicting),
+            "dropped": len(facts.duplicates.dropped),
+            "examples": {
+                "across_splits": facts.duplicates.across[:EXAMPLES],
+                "within_splits": facts.duplicates.within[:EXAMPLES],
+                "with_different_labels": facts.duplicates.conflicting[:EXAMPLES],
+                "dropped": facts.duplicates.dropped[:EXAMPLES],
+            },
+        },
+        "near_duplicates": near,
+        "warnings": _warnings(facts, table, near),
+    }
+
+
+def _near_duplicates(facts: Facts) -> dict[str, Any]:
+    thumbnails = np.frombuffer(b"".join(one.thumbnail for one in facts.seen), np.uint8)
+    pairs, total = duplicates.near(
+        [one.perceptual_hash for one in facts.seen],
+        thumbnails.reshape(len(facts.seen), -1),
+        [sample.split for sample in facts.samples],
+        [one.pixel_hash for one in facts.seen],
+    )
+    return {
+        "max_distance": duplicates.MAX_DISTANCE,
+        "min_correlation": duplicates.MIN_CORRELATION,
+        "pairs": total,
+        "listed": [
+            {
+                "paths": [facts.samples[pair.first].path, facts.samples[pair.second].path],
+                "splits": [facts.samples[pair.first].split, facts.samples[pair.second].split],
+                "distance": pair.distance,
+                "correlation": round(pair.correlation, 4),
+            }
+            for pair in pairs
+        ],
+    }
+
+
+def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list[str]:
+    lines = list(facts.listing.notes)
+    if facts.rejected:
+        lines.append(f"{len(facts.rejected)} unreadable images are left out (rejected.csv)")
+    for split, entry in table.items():
+        for name, count in entry["classes"].items():
+            if not count:
+                lines.append(f"class '{name}' has no sample in the {split} split")
+    copies = facts.duplicates
+    if copies.dropped:
+        lines.append(f"{len(copies.dropped)} images with identical pixels in another split are dropped")
+    elif copies.across:
+        lines.append(f"{len(copies.across)} images are in two splits with identical pixels")
+    if copies.conflicting:
+        lines.append(f"{len(copies.conflicting)} images are there twice with different labels")
+    if near["pairs"]:
+        lines.append(
+            f"{near['pairs']} pairs of images in different splits look nearly alike (data_report.json)"
+        )
+    return lines
+
+
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    return {"min": min(values), "median": float(np.median(values)), "max": max(values)}

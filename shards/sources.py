@@ -1,0 +1,304 @@
+"""Where images and labels come from: class folders, and the bundled digits. A CSV is in ``csv_source``."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from shards.codec import SUFFIXES, is_dicom
+from shards.errors import InputError, listed, nearest
+
+Task = Literal["multiclass", "multilabel"]
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+SEPARATOR = "|"  # between the labels of a sample in samples.csv
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as a source names it.
+
+    Attributes:
+        path: unique name with forward slashes, the same on every machine: the path below the root.
+        location: the file, or None where ``data`` holds the bytes.
+        labels: names of its classes; none for a multi-label sample in which nothing was found.
+        labelled: whether anything is known about its classes.
+        split: train, val or test, or "" where the source does not say.
+        group: what must not be in two splits (a patient), or "" for the image itself.
+        data: the file's bytes, for images that are no file.
+    """
+
+    path: str
+    location: Path | None
+    labels: tuple[str, ...] = ()
+    labelled: bool = True
+    split: str = ""
+    group: str = ""
+    data: bytes | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the image file. Raises OSError."""
+        if self.data is not None:
+            return self.data
+        assert self.location is not None
+        return self.location.read_bytes()
+
+
+@dataclass
+class Listing:
+    """All samples of a source, sorted by path.
+
+    Attributes:
+        task: multiclass (one label a sample) or multilabel.
+        classes: names of the classes in order.
+        samples: every sample, labelled or not.
+        ignored: how many files were passed over, by suffix.
+        notes: what the user should know, one line each.
+    """
+
+    task: Task
+    classes: list[str]
+    samples: list[Sample]
+    ignored: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """Anything that can list its samples."""
+
+    def listing(self, *, exclude: Sequence[Path] = ()) -> Listing:
+        """All samples, but for the folders in ``exclude``."""
+        ...
+
+    @property
+    def base(self) -> Path | None:
+        """The folder that relative paths are below, if there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """One folder a class, at any depth of files below, with or without split folders above the classes.
+
+    Split folders may be called train, training, val, valid, validation, dev, test or testing.
+
+    Attributes:
+        root: the folder.
+        classes: names and order of the classes; those found, sorted, where None.
+    """
+
+    root: str | Path
+    classes: Sequence[str] | None = None
+
+    @property
+    def base(self) -> Path | None:
+        return Path(self.root)
+
+    def listing(self, *, exclude: Sequence[Path] = ()) -> Listing:
+        """All images below the class folders.
+
+        Raises:
+            InputError: missing root, no class folder, a class folder without images or not among ``classes``.
+        """
+        root = existing_folder(self.root)
+        excluded = {path.resolve() for path in exclude}
+        folders = _folders(root, excluded)
+        split_folders = [path for path in folders if path.name.lower() in SPLIT_NAMES]
+        notes: list[str] = []
+        tops: list[tuple[str, Path]] = [("", root)]
+        if split_folders:
+            tops = _split_tops(split_folders)
+            beside = [path.name for path in folders if path not in split_folders]
+            if beside:
+                notes.append(f"folders beside {split_folders[0].name}/ were not read: {listed(beside)}")
+        samples: list[Sample] = []
+        ignored: Counter[str] = Counter()
+        found: set[str] = set()
+        for split, top in tops:
+            loose = [path.name for path in sorted(top.iterdir()) if path.is_file() and is_image(path)]
+            if loose:
+                notes.append(
+                    f"{len(loose)} images lie in no class folder and were not read, e.g. {top / loose[0]}"
+                )
+            for folder in _folders(top, excluded):
+                label = text(folder.name)
+                images = [path for path in walk(folder, ignored) if not _below(path, excluded)]
+                if not images:
+                    raise InputError(f"class folder {folder} holds no image (expected {_suffixes()})")
+                _check_label(label, self.classes, text(images[0].relative_to(root).as_posix()))
+                found.add(label)
+                for path in images:
+                    name = text(path.relative_to(root).as_posix())
+                    samples.append(Sample(name, path, (label,), split=split))
+        if not samples:
+            raise InputError(
+                f"{root} has no class folders with images (expected one folder a class, {_suffixes()})"
+            )
+        classes = list(self.classes) if self.classes is not None else sorted(found)
+        check_classes(classes)
+        samples.sort(key=lambda sample: sample.path)
+        return Listing("multiclass", classes, samples, dict(sorted(ignored.items())), notes)
+
+
+@dataclass(frozen=True)
+class DigitsSource:
+    """The 1,797 grey 8 x 8 images of written digits that come with scikit-learn, labelled 0 to 9."""
+
+    @property
+    def base(self) -> Path | None:
+        return None
+
+    def listing(self, *, exclude: Sequence[Path] = ()) -> Listing:
+        """All digits; they have no splits and no groups (their writers are not recorded)."""
+        import numpy as np
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        samples = []
+        for number, (pixels, target) in enumerate(zip(digits.images, digits.target)):
+            out = io.BytesIO()
+            Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8)).save(out, "PNG")
+            samples.append(Sample(f"{target}/{number:04d}.png", None, (str(target),), data=out.getvalue()))
+        samples.sort(key=lambda sample: sample.path)
+        return Listing("multiclass", [str(digit) for digit in range(10)], samples)
+
+
+def unlabelled_samples(folders: Sequence[Path]) -> list[Sample]:
+    """Every image below some folders, without labels, for pretraining only (train split).
+
+    Raises:
+        InputError: a folder that does not exist, holds no image, or is named twice.
+    """
+    samples: list[Sample] = []
+    names: Counter[str] = Counter()
+    seen: set[Path] = set()
+    for folder in folders:
+        existing_folder(folder)
+        if folder.resolve() in seen:
+            raise InputError(f"unlabelled folder {folder} is named twice")
+        seen.add(folder.resolve())
+        name = text(folder.resolve().name)
+        names[name] += 1
+        prefix = f"unlabelled/{name}" if names[name] == 1 else f"unlabelled/{name}~{names[name]}"
+        images = walk(folder, Counter())
+        if not images:
+            raise InputError(f"unlabelled folder {folder} holds no image (expected {_suffixes()})")
+        for path in images:
+            relative = text(path.relative_to(folder).as_posix())
+            samples.append(Sample(f"{prefix}/{relative}", path, labelled=False, split="train"))
+    return samples
+
+
+def existing_folder(path: str | Path) -> Path:
+    """The path, if it is a folder. Raises InputError."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is a file, not a folder" if path.exists() else f"folder {path} does not exist"
+        )
+    return path
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Class names must be distinct, not empty and without the separator of samples.csv. Raises InputError."""
+    for name, times in Counter(classes).items():
+        if times > 1:
+            raise InputError(f"class '{name}' is named twice")
+        if not name or SEPARATOR in name:
+            raise InputError(f"class name '{name}' is empty or holds '{SEPARATOR}'")
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name (or, for a file without a suffix, its DICOM mark) says that this is an image."""
+    if path.name.startswith("."):
+        return False
+    if path.suffix:
+        return path.suffix.lower() in SUFFIXES
+    try:
+        with open(path, "rb") as file:
+            return is_dicom(file.read(132))
+    except OSError:
+        return False
+
+
+def walk(folder: Path, ignored: Counter[str]) -> list[Path]:
+    """All images below a folder, sorted; links are followed, hidden files passed over.
+
+    Args:
+        folder: where to begin.
+        ignored: counts the files passed over, by suffix.
+    """
+    return sorted(_walk(folder, ignored, set()))
+
+
+def _walk(folder: Path, ignored: Counter[str], seen: set[Path]) -> Iterator[Path]:
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read: {error.strerror}") from None
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from _walk(path, ignored, seen)
+        elif is_image(path):
+            yield path
+        else:
+            ignored[path.suffix.lower() or path.name] += 1
+
+
+def text(path: str) -> str:
+    """A file name that can be written as UTF-8, also where the file system's bytes are not."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _folders(top: Path, excluded: set[Path]) -> list[Path]:
+    return sorted(
+        path
+        for path in top.iterdir()
+        if path.is_dir() and not path.name.startswith((".", "__")) and path.resolve() not in excluded
+    )
+
+
+def _below(path: Path, excluded: set[Path]) -> bool:
+    return bool(excluded) and any(parent in excluded for parent in path.resolve().parents)
+
+
+def _split_tops(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    tops: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLIT_NAMES[folder.name.lower()]
+        if split in tops:
+            raise InputError(f"folders {tops[split]} and {folder} are both the {split} split")
+        tops[split] = folder
+    return list(tops.items())
+
+
+def _check_label(label: str, classes: Sequence[str] | None, path: str) -> None:
+    if classes is not None and label not in classes:
+        hint = nearest(label, classes)
+        raise InputError(
+            f"label '{label}' of {path} is not in the list of classes{hint} (expected {listed(classes)})"
+        )
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(SUFFIXES))

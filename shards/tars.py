@@ -1,0 +1,97 @@
+"""Tar files with the same bytes for the same samples: plain USTAR, no times, no owners."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards import codec
+from shards.errors import InputError
+from shards.sources import Sample
+
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Member:
+    """One sample on its way into a shard: where it comes from, its names, and what it must still be."""
+
+    key: str
+    sample: Sample
+    format: str  # suffix of the image in the tar
+    original: bool  # the file's bytes are stored as they are
+    sha256: str  # of the file when it was inspected
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A written tar; ``places`` has the offset and length of each sample's image, in bytes."""
+
+    name: str
+    sha256: str
+    bytes: int
+    places: list[tuple[int, int]]
+
+
+def write_shard(path: Path, members: Sequence[Member], *, resize: int | None) -> Shard:
+    """Write one tar of KEY.jpg (or png, webp) and KEY.json for each sample, in the order given.
+
+    Raises:
+        InputError: a file that is not what it was when it was inspected.
+        OSError: the tar cannot be written.
+    """
+    digest = hashlib.sha256()
+    position = 0
+    places = []
+    with open(path, "wb") as file:
+
+        def put(data: bytes) -> None:
+            nonlocal position
+            file.write(data)
+            digest.update(data)
+            position += len(data)
+
+        for member in members:
+            for suffix, data in ((member.format, _payload(member, resize)), ("json", _description(member))):
+                put(_header(f"{member.key}.{suffix}", len(data)))
+                if suffix != "json":
+                    places.append((position, len(data)))
+                put(data)
+                put(bytes(-len(data) % BLOCK))
+        put(bytes(2 * BLOCK))
+        file.flush()
+        os.fsync(file.fileno())
+    return Shard(path.name, digest.hexdigest(), position, places)
+
+
+def _payload(member: Member, resize: int | None) -> bytes:
+    try:
+        data = member.sample.read()
+    except OSError as error:
+        raise InputError(f"{member.sample.path} went away while it was sharded: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != member.sha256:
+        raise InputError(f"{member.sample.path} changed while it was sharded")
+    return data if member.original else codec.encode(data, resize=resize)
+
+
+def _description(member: Member) -> bytes:
+    sample = member.sample
+    content = {
+        "labels": list(sample.labels) if sample.labelled else None,
+        "split": sample.split,
+        "group": sample.group,
+        "path": sample.path,
+    }
+    return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, owner names empty
+    info.size = size
+    info.mode = 0o644
+    return info.tobuf(format=tarfile.USTAR_FORMAT)
