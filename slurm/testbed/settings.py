@@ -1,0 +1,135 @@
+"""What a testbed is to be like, and the configuration files that make it so."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Below the ephemeral ports, which the kernel hands out by itself, and away from those that ranks meet at.
+PORTS = range(10000, 20000)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a testbed is to be like.
+
+    Attributes:
+        nodes: how many nodes, named n1, n2, …
+        cpus: CPUs that each node claims to have, whatever the machine has.
+        accounting: with slurmdbd and its own MariaDB, or as on a site without.
+        max_array_size: Slurm's MaxArraySize.
+        requeue_seconds: how long a requeued job waits; Slurm's own default is 120.
+    """
+
+    nodes: int = 4
+    cpus: int = 8
+    accounting: bool = True
+    max_array_size: int = 1001
+    requeue_seconds: int = 120
+
+    @property
+    def node_names(self) -> list[str]:
+        return [f"n{number}" for number in range(1, self.nodes + 1)]
+
+    @property
+    def ports_needed(self) -> int:
+        return self.nodes + 1 + 2 * self.accounting
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    held: list[socket.socket] = []
+    try:
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(held) == number:
+                break
+            trial = socket.socket()
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                trial.close()
+            else:
+                held.append(trial)
+        return [trial.getsockname()[1] for trial in held]
+    finally:
+        for trial in held:
+            trial.close()
+
+
+def slurm_conf(settings: Settings, folder: Path, ports: Sequence[int]) -> str:
+    """``slurm.conf`` for slurmctld at ``ports[0]`` and the nodes after it; the last two are slurmdbd's and MariaDB's."""
+    host = socket.gethostname()
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        f" CPUs={settings.cpus} RealMemory=16000 State=UNKNOWN"
+        for name, port in zip(settings.node_names, ports[1:])
+    )
+    accounting = (
+        f"""AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={ports[-2]}
+JobAcctGatherType=jobacct_gather/none"""
+        if settings.accounting
+        else "AccountingStorageType=accounting_storage/none"
+    )
+    return f"""# A cluster of {settings.nodes} nodes on one machine, for tests and for trying things out.
+ClusterName=testbed
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+AuthType=auth/munge
+# A requeued job waits as long as its old credential is valid.
+AuthInfo=cred_expire={settings.requeue_seconds}
+
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
+
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+# The nodes claim more CPUs than this machine has.
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,sched_min_interval=100000,bf_interval=1,batch_sched_delay=1
+MaxArraySize={settings.max_array_size}
+KillWait=5
+InactiveLimit=0
+{accounting}
+
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=OFF
+# A job in `high` sends those in `low` back into the queue, ten seconds after a SIGTERM.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
+"""
+
+
+def slurmdbd_conf(folder: Path, ports: Sequence[int], password: str) -> str:
+    """``slurmdbd.conf``; it holds a password, so it must be readable by its owner only."""
+    return f"""DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={ports[-2]}
+SlurmUser=root
+AuthType=auth/munge
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={ports[-1]}
+StorageUser=slurm
+StoragePass={password}
+StorageLoc=slurm
+"""
