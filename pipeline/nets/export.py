@@ -19,9 +19,9 @@ from pipeline.errors import UserError
 from pipeline.nets.architectures import default_architecture
 from pipeline.nets.backbone import Net, check_image_size
 from pipeline.nets.seeding import seeded
+from pipeline.nets.weights import CONFIG, WEIGHTS, read_config
 from pipeline.specs import Architecture
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _PROVENANCE = "training"  # our own key in config.json; timm passes over it
 
 
@@ -59,9 +59,9 @@ def load_exported(
         UserError: no export there, or an image size that the model cannot take.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(f"'{folder}' holds no exported backbone: expected {CONFIG} and {WEIGHTS} in it")
-    config = json.loads((folder / CONFIG).read_text())
+    config = read_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"'{folder}' holds no exported backbone: expected {WEIGHTS} in it")
     own = config.get(_PROVENANCE, {})
     cfg, args = config["pretrained_cfg"], dict(config.get("model_args", {}))
     name = config["architecture"]

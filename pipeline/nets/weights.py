@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # timm's names
 _WRAPPERS = (
     "state_dict",
     "model",
@@ -54,7 +55,7 @@ def cached_overlay(name: str) -> dict[str, Any] | None:
     cfg = timm.get_pretrained_cfg(name)
     if not cfg or not cfg.hf_hub_id or cfg.custom_load:
         return None
-    for file in (cfg.hf_hub_filename,) if cfg.hf_hub_filename else ("model.safetensors", "pytorch_model.bin"):
+    for file in (cfg.hf_hub_filename,) if cfg.hf_hub_filename else (WEIGHTS, "pytorch_model.bin"):
         found = try_to_load_from_cache(cfg.hf_hub_id, file)
         if isinstance(found, str):
             return {"file": found}
@@ -101,7 +102,11 @@ def load_file(net: Any, path: str, *, name: str) -> None:
         for key, value in state.items()
         if not (key.startswith(heads) and (key not in own or own[key].shape != value.shape))
     }
-    missing = [key for key in own if key not in state and not key.startswith(heads)]
+    missing = [
+        key
+        for key in own
+        if not (key in state or key.startswith(heads) or key.endswith("num_batches_tracked"))
+    ]
     unexpected = [key for key in state if key not in own]
     wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
     if missing or unexpected or wrong:
@@ -113,16 +118,33 @@ def load_file(net: Any, path: str, *, name: str) -> None:
 
 def file_normalisation(path: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """(mean, std) that an exported folder was trained with, or None where the file does not say."""
-    config = Path(path) / "config.json"
-    if not config.is_file():
+    if not (Path(path) / CONFIG).is_file():
         return None
-    cfg = json.loads(config.read_text())["pretrained_cfg"]
+    cfg = read_config(Path(path))["pretrained_cfg"]
     return tuple(cfg["mean"]), tuple(cfg["std"])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of an exported folder.
+
+    Raises:
+        UserError: it is not there, or is not such a file.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise UserError(f"'{folder}' holds no exported backbone: expected {CONFIG} in it") from None
+    except ValueError as error:
+        raise UserError(f"'{folder / CONFIG}' is not JSON: {error}") from None
+    for key in ("architecture", "pretrained_cfg"):
+        if not isinstance(config, dict) or key not in config:
+            raise UserError(f"'{folder / CONFIG}' is not an exported backbone's: it has no '{key}'")
+    return config
 
 
 def _read_state(path: Path, name: str) -> dict[str, Tensor]:
     if path.is_dir():
-        path = path / "model.safetensors"
+        path = path / WEIGHTS
     if not path.is_file():
         raise UserError(
             f"backbone '{name}': weights '{path}' not found; "
