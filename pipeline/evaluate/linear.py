@@ -13,7 +13,7 @@ from pipeline.evaluate.select import validation_score
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
 WEIGHT_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 ITERATIONS = 500
-TOLERANCE = 1e-6  # of the largest gradient entry and of the change of the loss
+TOLERANCE = 1e-6  # of the largest entry of the gradient
 
 
 def fit_logistic(
@@ -43,7 +43,7 @@ def fit_logistic(
         [solution],
         max_iter=ITERATIONS,
         tolerance_grad=TOLERANCE,
-        tolerance_change=TOLERANCE * 1e-3,
+        tolerance_change=1e-12,
         history_size=20,
         line_search_fn="strong_wolfe",
     )

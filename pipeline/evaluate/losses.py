@@ -52,9 +52,9 @@ def make_loss(
     power = gamma if name == "focal" else 0.0
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if targets.ndim == 2:
-            targets = targets.float()
+            targets = targets.to(logits.dtype)
             entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
             weight = None if weights is None else torch.where(targets > 0.5, weights[1], weights[0])
         else:

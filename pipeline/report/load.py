@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class Collected:
             groups.
         costs: one row a finished pretrain or fine-tune task: stage, dataset, method, images_seen, seconds,
             device, device_seconds, peak_memory_bytes.
+        planned: (stage, data set, method) → how many tasks the manifest has of it.
         methods: in the experiment's order.
         metrics: the metric columns of ``results``.
     """
@@ -64,6 +66,7 @@ class Collected:
     folders: dict[str, Path]
     groups: dict[str, np.ndarray | None]
     costs: pd.DataFrame
+    planned: Counter[tuple[str, str, str]]
     pretrainings: list[Pretraining]
     unfinished: list[Unfinished]
     methods: list[str]
@@ -83,10 +86,12 @@ def collect(entries: Sequence[Entry]) -> Collected:
         if entry.task.stage == "shard" and entry.receipt is not None
     }
     pretrainings, costs, methods = [], [], []
+    planned: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
         if entry.task.stage == "pretrain":
             spec = PretrainSpec.model_validate(entry.task.spec)
             methods.append(spec.label)
+            planned["pretrain", spec.dataset, spec.label] += 1
             if entry.receipt is not None:
                 pretrainings.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
                 costs.append(_cost_row(entry, spec.dataset, spec.label))
@@ -95,6 +100,7 @@ def collect(entries: Sequence[Entry]) -> Collected:
         if entry.task.stage == "finetune":
             spec_ = FinetuneSpec.model_validate(entry.task.spec)
             rows.append(_result_row(entry, spec_, by_id))
+            planned["finetune", spec_.dataset, spec_.label] += 1
             if entry.receipt is not None:
                 folders[entry.task.key] = entry.folder
                 costs.append(_cost_row(entry, spec_.dataset, spec_.label))
@@ -105,6 +111,7 @@ def collect(entries: Sequence[Entry]) -> Collected:
         folders=folders,
         groups=groups,
         costs=pd.DataFrame(costs, columns=list(_COST_COLUMNS)),
+        planned=planned,
         pretrainings=pretrainings,
         unfinished=[_unfinished(entry, by_id) for entry in entries if entry.receipt is None],
         methods=order,

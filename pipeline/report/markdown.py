@@ -167,11 +167,12 @@ def _cost(cost: pd.DataFrame) -> str:
     header = [
         "data set",
         "method",
-        "runs",
+        "pretrainings",
         "images seen",
         "GPU s",
         "CPU s",
         "images/s",
+        "fine-tunings",
         "fine-tuning GPU s",
         "fine-tuning CPU s",
         "GPU hours",
@@ -182,9 +183,10 @@ def _cost(cost: pd.DataFrame) -> str:
         [
             row["dataset"],
             row["method"],
-            str(row["pretrain_runs"]),
+            _runs(row["pretrain_runs"], row["pretrain_planned"]),
             f"{row['images_seen']:,}",
             *(_number(row[name], ".1f") for name in ("gpu_seconds", "cpu_seconds", "images_per_second")),
+            _runs(row["finetune_runs"], row["finetune_planned"]),
             *(_number(row[f"finetune_{name}_seconds"], ".1f") for name in ("gpu", "cpu")),
             _number(row["gpu_hours"], ".3f"),
             *(_number(row[name], ".2f") for name in ("pretrain_ratio", "total_ratio")),
@@ -192,6 +194,10 @@ def _cost(cost: pd.DataFrame) -> str:
         for _, row in cost.iterrows()
     ]
     return _table(header, rows)
+
+
+def _runs(done: int, planned: int) -> str:
+    return str(done) if done == planned else f"**{done} of {planned}**"
 
 
 def _notes(collected: Collected, summary: pd.DataFrame) -> str:

@@ -37,6 +37,8 @@ STYLE: Any = {
 def plot_fractions(summary: pd.DataFrame, path: Path, *, metric: str, methods: Sequence[str]) -> None:
     """Draw a metric against the label fraction, one panel an architecture × protocol.
 
+    Hollow markers: the pretraining collapsed.
+
     Args:
         summary: the rows of one data set.
         path: PNG to write.
@@ -92,6 +94,7 @@ def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Seque
                 (rows[f"{metric}_high"] - rows[metric]).clip(lower=0).fillna(0),
             ],
             label=method if len(backbones) == 1 else f"{method} ({backbone})",
+            markerfacecolor="white" if rows["collapsed"].any() else None,
             color=COLOURS[place % len(COLOURS)],
             marker=MARKERS[place % len(MARKERS)],
             linestyle=("-", "--", ":")[backbones.index(backbone) % 3],
@@ -140,9 +143,12 @@ def plot_pretraining(pretrainings: Sequence[Pretraining], path: Path) -> bool:
                 _curve(top, _points(lines, "step", "loss"), "joint" if joint else archs[0])
                 for arch in archs:
                     _curve(bottom, _points(lines, "health", arch, "effective_rank"), arch)
-            top.set_title(method)
+            collapsed = any(any(run.metrics.get("collapsed", {}).values()) for run, _ in mine)
+            top.set_title(f"{method} (collapsed)" if collapsed else method)
             bottom.set_xlabel("epoch")
-            bottom.set_ylim(bottom=0)
+        ranks = [line.get_ydata() for axis in axes[1] for line in axis.get_lines()]
+        for axis in axes[1]:  # one scale: ranks of several methods are to be compared, losses are not
+            axis.set_ylim(0, 1.05 * max((max(rank) for rank in ranks), default=1))
         axes[0, 0].set_ylabel("loss")
         axes[1, 0].set_ylabel("effective rank of the features")
         _legend(figure, axes.ravel())

@@ -86,38 +86,63 @@ def _mean_over_classes(numerator: np.ndarray, denominator: np.ndarray, exists: n
     return np.divide(ratio.sum(axis=1), classes, out=np.full(len(ratio), np.nan), where=classes > 0)
 
 
+class _Ranking:
+    """One class's samples, the most probable first, with the span of equal probabilities around each positive.
+
+    Attributes:
+        order: (N,) positions of the samples.
+        positives: (P,) where in the order the positives are.
+        start, end: (P,) the span of samples that share each positive's probability, ``end`` past the last.
+    """
+
+    def __init__(self, probabilities: np.ndarray, truth: np.ndarray) -> None:
+        self.order = np.argsort(-probabilities, kind="stable")
+        falling = -probabilities[self.order]
+        self.positives = np.flatnonzero(truth[self.order])
+        self.start = np.searchsorted(falling, falling[self.positives], side="left")
+        self.end = np.searchsorted(falling, falling[self.positives], side="right")
+
+
+Score = Callable[[_Ranking, np.ndarray], np.ndarray]
+
+
 def _per_class(
-    score: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    probabilities: np.ndarray,
-    truth: np.ndarray,
-    weights: np.ndarray,
+    score: Score, probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Mean over classes of a ranking score; it is given the (B, L) weights at each level of probability."""
+    """Mean of a ranking score over the classes for which it exists; its weights are (N, B), in rank order."""
+    by_sample = np.ascontiguousarray(weights.T)  # sums along ranks then run over contiguous memory
     total, classes = np.zeros(len(weights)), np.zeros(len(weights))
     for k in np.flatnonzero(truth.any(axis=0)):
-        order = np.argsort(-probabilities[:, k], kind="stable")
-        ranked = probabilities[order, k]
-        levels = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # ties share a level
-        sorted_weights = weights[:, order]
-        all_ = np.add.reduceat(sorted_weights, levels, axis=1, dtype=np.float64)
-        positive = np.add.reduceat(sorted_weights * truth[order, k], levels, axis=1, dtype=np.float64)
+        ranking = _Ranking(probabilities[:, k], truth[:, k])
         with np.errstate(invalid="ignore", divide="ignore"):
-            value = score(positive, all_ - positive, all_)
+            value = score(ranking, by_sample[ranking.order])
         exists = np.isfinite(value)
         total += np.where(exists, value, 0.0)
         classes += exists
     return np.divide(total, classes, out=np.full(len(total), np.nan), where=classes > 0)
 
 
-def _auroc(positive: np.ndarray, negative: np.ndarray, all_: np.ndarray) -> np.ndarray:
-    above = np.cumsum(negative, axis=1)
-    lost = (positive * (above - negative / 2)).sum(axis=1)
-    return 1 - lost / (positive.sum(axis=1) * negative.sum(axis=1))
+def _auroc(ranking: _Ranking, weights: np.ndarray) -> np.ndarray:
+    """Share of (positive, negative) pairs in the right order, a tie counting half."""
+    positive = weights[ranking.positives]
+    weights[ranking.positives] = 0
+    above = _sums_above(weights)
+    lost = np.einsum("pb,pb->b", positive, above[ranking.start] + above[ranking.end], dtype=np.float64) / 2
+    return 1 - lost / (positive.sum(axis=0, dtype=np.float64) * above[-1])
 
 
-def _average_precision(positive: np.ndarray, negative: np.ndarray, all_: np.ndarray) -> np.ndarray:
-    retrieved = np.cumsum(all_, axis=1)
-    precision = np.divide(
-        np.cumsum(positive, axis=1), retrieved, out=np.zeros_like(all_), where=retrieved > 0
-    )
-    return (precision * positive).sum(axis=1) / positive.sum(axis=1)
+def _average_precision(ranking: _Ranking, weights: np.ndarray) -> np.ndarray:
+    """Mean over positives of the precision among all samples at least as probable."""
+    positive = weights[ranking.positives]
+    every = _sums_above(weights)[ranking.end]
+    upto = np.searchsorted(ranking.positives, ranking.end)
+    precision = np.divide(_sums_above(positive)[upto], every, out=np.zeros_like(every), where=every > 0)
+    found = np.einsum("pb,pb->b", positive, precision, dtype=np.float64)
+    return found / positive.sum(axis=0, dtype=np.float64)
+
+
+def _sums_above(weights: np.ndarray) -> np.ndarray:
+    """(N + 1, B): row i is the sum of the first i rows; whole numbers, exact in float32 up to 2**24."""
+    sums = np.zeros((len(weights) + 1, weights.shape[1]), np.float32)
+    np.cumsum(weights, axis=0, out=sums[1:])
+    return sums

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.evaluate.knn import knn_predict
+
+
+def test_vote_is_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(9, 4)), rng.normal(size=(3, 4))
+    targets = rng.integers(0, 3, 9)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    similarity = unit(queries) @ unit(bank).T
+    expected = np.zeros((3, 3))
+    for row, values in enumerate(similarity):
+        for neighbour in np.argsort(-values)[:4]:
+            expected[row, targets[neighbour]] += np.exp(values[neighbour] / 0.1)
+    expected /= expected.sum(axis=1, keepdims=True)
+    found = knn_predict(
+        torch.tensor(bank), torch.tensor(targets), torch.tensor(queries), k=4, num_classes=3, temperature=0.1, chunk=2
+    )
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
+def test_k_is_capped_at_the_training_samples() -> None:
+    bank = torch.eye(3)
+    found = knn_predict(bank, torch.tensor([0, 1, 2]), bank, k=200, num_classes=5)
+    assert found.shape == (3, 5)
+    assert found.argmax(1).tolist() == [0, 1, 2]
+    assert found.sum(1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_length_of_a_feature_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(1)
+    bank, queries = torch.randn(20, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    targets = torch.arange(20) % 4
+    scaled = bank * torch.rand(20, 1, generator=generator).add(0.5)
+    first = knn_predict(bank, targets, queries, k=5, num_classes=4)
+    torch.testing.assert_close(first, knn_predict(scaled, targets, 3 * queries, k=5, num_classes=4))
+
+
+def test_multilabel_gives_shares_of_neighbours() -> None:
+    bank = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    targets = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    found = knn_predict(bank, targets, torch.tensor([[2.0, 0.0]]), k=2, num_classes=2)
+    assert found[0].tolist() == pytest.approx([1.0, 0.5])
