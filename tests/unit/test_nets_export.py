@@ -1,0 +1,131 @@
+"""Exported folders: plain timm loads them with the same bits, and they tell this training's truth."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+from pipeline.errors import UserError
+from pipeline.nets.backbone import create_backbone
+from pipeline.nets.export import export, load_exported
+from pipeline.specs import Backbone
+
+SMALL_VIT = Backbone(
+    name="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+)
+SMALL_SWIN = Backbone(name="swin_tiny_patch4_window7_224", args={"depths": [1, 1, 1, 1], "embed_dim": 24})
+CASES = [
+    (Backbone(name="test_resnet"), 32),
+    (Backbone(name="resnet10t"), 32),
+    (Backbone(name="resnet10t", args={"global_pool": "catavgmax"}), 32),
+    (Backbone(name="mobilenetv3_small_050"), 64),
+    (Backbone(name="test_convnext"), 64),
+    (Backbone(name="test_vit"), 160),
+    (Backbone(name="test_vit"), 96),
+    (SMALL_VIT, 32),
+    (SMALL_VIT.model_copy(update={"args": SMALL_VIT.args | {"drop_path_rate": 0.2}}), 32),
+    (SMALL_SWIN, 64),
+    (Backbone(name="levit_128s"), 64),  # batch normalisation in its classifier
+]
+
+
+def disturbed(spec, size):
+    """A net whose every parameter and statistic differs from a fresh one's."""
+    net = create_backbone(spec, size, seed=0)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.rand(value.shape, generator=draw) * 0.01)
+    return net.eval()
+
+
+@pytest.mark.parametrize(("spec", "size"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_plain_timm_loads_bit_equal_features_for_any_number_of_classes(spec, size, tmp_path):
+    net = disturbed(spec, size)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        expected = net.features(images)
+    assert expected.isfinite().all() and expected.std() > 0
+    export(net, tmp_path, trained={})
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (net.mean, net.std))
+    for classes in (0, 7, 1000):
+        plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=classes).eval()
+        with torch.no_grad():
+            out = plain((images - mean) / std)
+            features = plain.forward_head(plain.forward_features((images - mean) / std), pre_logits=True)
+        assert torch.equal(features, expected)
+        assert out.shape == (2, classes or expected.shape[1])
+        assert classes or torch.equal(out, expected)
+        assert tuple(plain.pretrained_cfg["mean"]) == net.mean
+
+
+@pytest.mark.parametrize(("spec", "size"), [(Backbone(name="test_resnet"), 32), (SMALL_VIT, 32)])
+def test_load_exported_gives_the_same_features_and_a_new_seeded_classifier(spec, size, tmp_path):
+    net = disturbed(spec, size)
+    export(net, tmp_path, trained={"method": "dino"})
+    images = torch.rand(2, 3, size, size)
+    one, same, other = (load_exported(tmp_path, num_classes=5, seed=seed).eval() for seed in (1, 1, 2))
+    assert (one.arch, one.mean, one.std, one.image_size) == (net.arch, net.mean, net.std, size)
+    assert torch.equal(one.features(images), net.features(images))
+    assert one.logits(images).shape == (2, 5)
+    assert torch.equal(one.logits(images), same.logits(images))
+    if spec is SMALL_VIT:  # its classifier starts at small random values
+        assert not torch.equal(one.net.head.weight, other.net.head.weight)
+    assert load_exported(tmp_path, num_classes=0).num_classes == 0
+
+
+def test_an_export_is_loaded_for_another_image_size(tmp_path):
+    export(disturbed(SMALL_VIT, 32), tmp_path, trained={})
+    net = load_exported(tmp_path, num_classes=3, image_size=64)
+    assert net.logits(torch.rand(2, 3, 64, 64)).shape == (2, 3) and net.image_size == 64
+    with pytest.raises(UserError, match="image size 60 is not a multiple"):
+        load_exported(tmp_path, num_classes=3, image_size=60)
+
+
+def test_an_export_of_an_export_has_the_same_bytes(tmp_path):
+    net = disturbed(SMALL_VIT, 32)
+    export(net, tmp_path / "a", trained={"method": "dino", "epochs": 3})
+    export(net, tmp_path / "b", trained={"epochs": 3, "method": "dino"})
+    export(
+        load_exported(tmp_path / "a", num_classes=9), tmp_path / "c", trained={"method": "dino", "epochs": 3}
+    )
+    for name in ("model.safetensors", "config.json"):
+        content = (tmp_path / "a" / name).read_bytes()
+        assert content == (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_config_tells_this_trainings_truth_and_not_imagenets(tmp_path):
+    net = create_backbone(Backbone(name="resnet10t.c3_in1k"), 48, seed=0)
+    export(net, tmp_path, trained={"method": "cass", "dataset": "pbc", "license": "cc-by-4.0"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    cfg = config["pretrained_cfg"]
+    assert config["architecture"] == "resnet10t" and config["num_features"] == 512
+    assert cfg["mean"] == cfg["std"] == [0.5, 0.5, 0.5]
+    assert cfg["input_size"] == [3, 48, 48] and cfg["num_classes"] == 0
+    assert cfg["license"] == "cc-by-4.0" and cfg["tag"] == "cass"
+    assert not {"url", "hf_hub_id", "origin_url", "paper_ids"} & cfg.keys()
+    assert config["training"] == {"arch": "cnn", "dataset": "pbc", "license": "cc-by-4.0", "method": "cass"}
+
+
+def test_exporting_leaves_the_net_as_it_was(tmp_path):
+    net = create_backbone(Backbone(name="test_resnet"), 32, seed=0)
+    export(net, tmp_path, trained={})
+    assert net.num_classes == 1000 and net.training
+
+
+def test_a_folder_that_is_no_export_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"holds no exported backbone: expected config\.json"):
+        load_exported(tmp_path, num_classes=2)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="has no 'architecture'"):
+        load_exported(tmp_path, num_classes=2)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        load_exported(tmp_path, num_classes=2)
+    export(create_backbone(Backbone(name="test_resnet"), 32, seed=0), tmp_path, trained={})
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"expected model\.safetensors"):
+        load_exported(tmp_path, num_classes=2)
