@@ -3,9 +3,9 @@
 Before a time limit Slurm sends SIGUSR2 to every rank (``signal_seconds`` ahead), at a preemption SIGTERM.
 Submitit answers SIGUSR2 from within the signal handler, wherever the training just is, and does nothing about
 SIGTERM. A training run does better: it installs a :class:`StopFlag`, which replaces submitit's handlers and
-only remembers the signal; looks at it at a step boundary, where all ranks agree to stop; writes its checkpoint;
-and calls :func:`requeue` on every rank. The job then starts again with the same id, and the call goes on from
-its checkpoint.
+only remembers the signal; looks at it at a step boundary, where all ranks agree to stop; writes its
+checkpoint; and calls :func:`requeue` on every rank. The job then starts again with the same id, and the call
+goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ def requeue() -> None:
             (Path(os.environ["SUBMITIT_FOLDER"]) / f"{MARKER}{this}").touch()
             return  # rank 0 ends, its step ends with it, and the batch script goes on
         ask(["scontrol", "requeue", this])
+    signal.signal(
+        signal.SIGTERM, signal.SIG_DFL
+    )  # with a StopFlag left in place, Slurm would have to kill it
     time.sleep(WAIT_S)
 
 

@@ -137,7 +137,7 @@ class Profile(_Strict):
 
     @property
     def has_gpus(self) -> bool:
-        """Whether tasks whose device is ``auto`` run on GPUs here; asks ``sinfo`` if the profile does not say."""
+        """Whether tasks whose device is ``auto`` run on GPUs here; where unsaid, ``sinfo`` is asked."""
         if self.device != "auto":
             return self.device == "cuda"
         partitions = {self.partition, self.stages.pretrain.partition, self.stages.finetune.partition}

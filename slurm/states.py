@@ -43,6 +43,7 @@ REASONS = {
     "TimeLimit": "ran into its time limit",
     "launch_failed_requeued_held": "could not be started, held (scontrol release)",
 }
+ENDINGS = ("DependencyNeverSatisfied", "NonZeroExitCode", "TimeLimit")  # the other reasons are for waiting
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def _from_sacct(jobs: Iterable[str]) -> dict[str, JobState]:
-    fields = "JobID,State,ExitCode,Elapsed,NodeList"
+    fields = "JobID,State,ExitCode,Elapsed,NodeList,Reason"
     printed = ask(
         [
             "sacct",
@@ -119,19 +120,21 @@ def _from_sacct(jobs: Iterable[str]) -> dict[str, JobState]:
 
 
 def _from_squeue() -> dict[str, JobState]:
-    fields = "JobArrayID:255|,State:32|,exit_code:16|,TimeUsed:32|,NodeList:255|,Reason:255|"
+    fields = "JobArrayID:64|,State:32|,exit_code:16|,TimeUsed:32|,NodeList:255|,Reason:255|"
     printed = ask(["squeue", "--me", "--noheader", "--array", "--states=all", "-O", fields])
     return _read([part.strip() for part in line.split("|")] for line in printed.splitlines())
 
 
 def _read(rows: Iterable[Sequence[str]]) -> dict[str, JobState]:
     states = {}
-    for job, state, exit_code, elapsed, node, *more in rows:
+    for job, state, exit_code, elapsed, node, why, *_ in rows:
         word, _, detail = state.partition(" ")  # "CANCELLED by 1000"
-        reason = _in_words(more[0]) if more and word not in ("RUNNING", "COMPLETED") else ""
+        tells = word == "PENDING" or (word in FINAL and why in ENDINGS)
+        if exit_code.isdigit():  # squeue prints what wait() returns
+            exit_code = f"{int(exit_code) >> 8}:{int(exit_code) & 127}"
         node = "" if node in ("None assigned", "(null)") else node
         for one in expand(job):
-            states[one] = JobState(word, reason or detail, node, exit_code, elapsed)
+            states[one] = JobState(word, _in_words(why) if tells else detail, node, exit_code, elapsed)
     return states
 
 

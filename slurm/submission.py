@@ -118,7 +118,8 @@ def parameters(
         "mem": None if request.memory_gb is None else f"{round(request.memory_gb * 1024)}M",
         "dependency": dependency,
         "array_parallelism": at_once,
-        "signal_delay_s": profile.signal_seconds,
+        # Slurm would send it at once to a job that is given less time than this.
+        "signal_delay_s": min(profile.signal_seconds, request.minutes * 60 // 4),
         "setup": setup_lines(request, profile, folder),
         # Since Slurm 22.05 srun does not take over sbatch's CPUs per task. A failed rank ends its job: the
         # others would wait for it in a collective until their own time-out.
@@ -135,8 +136,8 @@ def parameters(
 def setup_lines(request: Request, profile: Profile, folder: Path) -> list[str]:
     """What the batch script does before ``srun``.
 
-    Nothing may follow ``srun``: its exit code is the job's, and ``afterok`` goes by it. So what has to be done
-    at the end hangs on a trap, which keeps the exit code.
+    Nothing may follow ``srun``: its exit code is the job's, and ``afterok`` goes by it. So what has to be
+    done at the end hangs on a trap, which keeps the exit code.
     """
     marker = f"{shlex.quote(str(folder / MARKER))}$job"
     environment = {"OMP_NUM_THREADS": str(request.cpus_per_rank), **profile.environment}

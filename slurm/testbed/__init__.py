@@ -1,1 +1,1 @@
-"""A real Slurm of several nodes, with accounting, on one machine: ``python -m slurm.testbed up|down|status``."""
+"""A real Slurm of several nodes on one machine: ``python -m slurm.testbed up|down|status``."""

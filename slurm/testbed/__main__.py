@@ -21,11 +21,19 @@ def parser() -> argparse.ArgumentParser:
         description="A real Slurm of several nodes, with accounting, on this machine (as root).",
     )
     made.add_argument("verb", choices=("up", "down", "status"))
-    made.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "slurm-testbed", help="its folder")
-    made.add_argument("--nodes", type=int, default=default.nodes, help="how many nodes (default: %(default)s)")
-    made.add_argument("--cpus", type=int, default=default.cpus, help="CPUs each claims (default: %(default)s)")
+    made.add_argument(
+        "--dir", type=Path, default=Path(tempfile.gettempdir()) / "slurm-testbed", help="its folder"
+    )
+    made.add_argument(
+        "--nodes", type=int, default=default.nodes, help="how many nodes (default: %(default)s)"
+    )
+    made.add_argument(
+        "--cpus", type=int, default=default.cpus, help="CPUs each claims (default: %(default)s)"
+    )
     made.add_argument("--no-accounting", action="store_true", help="without slurmdbd, as on some sites")
-    made.add_argument("--max-array-size", type=int, default=default.max_array_size, help="(default: %(default)s)")
+    made.add_argument(
+        "--max-array-size", type=int, default=default.max_array_size, help="(default: %(default)s)"
+    )
     made.add_argument(
         "--requeue-seconds",
         type=int,
@@ -53,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     requeue_seconds=given.requeue_seconds,
                 )
             )
-            print(f"# up after {time.monotonic() - clock:.1f} s; sinfo shows it, sbatch and srun use it after:")
+            print(
+                f"# up after {time.monotonic() - clock:.1f} s; sinfo shows it, sbatch and srun use it after:"
+            )
             print(f"export SLURM_CONF={testbed.conf}")
         elif testbed.is_up():
             print(f"# {testbed.settings()}")

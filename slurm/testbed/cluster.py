@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from slurm.errors import SlurmError
-from slurm.testbed.processes import Daemon, end, start, start_time, succeeds, wait_until
+from slurm.testbed.processes import Daemon, end, not_installed, start, start_time, succeeds, wait_until
 from slurm.testbed.settings import Settings, free_ports, slurm_conf, slurmdbd_conf
 
 RECORD = "testbed.json"
@@ -88,23 +88,37 @@ class Testbed:
         for name in settings.node_names:
             (self.folder / "spool" / name).mkdir(exist_ok=True)
             node = ["slurmd", "-D", "-N", name, "-f", str(self.conf)]
-            self._add(start(f"slurmd {name}", node, log=self.log / "output.log", environment=self.environment))
+            self._add(
+                start(f"slurmd {name}", node, log=self.log / "output.log", environment=self.environment)
+            )
         wait_until(self._nodes_ready, "the nodes", log=self.log / "slurmctld.log")
 
     def _start_database(self, port: int) -> None:
         data, socket = self.folder / "database", self.folder / "database.sock"
         log = self.log / "mariadb.log"
-        made = subprocess.run(
-            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db"]
-            + ["--auth-root-authentication-method=normal", "--skip-name-resolve"],
-            capture_output=True,
-            text=True,
-        )
+        install = [
+            "mariadb-install-db",
+            "--no-defaults",
+            f"--datadir={data}",
+            "--user=root",
+            "--skip-test-db",
+        ]
+        install += ["--auth-root-authentication-method=normal", "--skip-name-resolve"]
+        try:
+            made = subprocess.run(install, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise SlurmError(not_installed(install[0])) from None
         if made.returncode:
-            raise SlurmError(f"mariadb-install-db failed: {' '.join((made.stderr or made.stdout).split())[-200:]}")
+            raise SlurmError(
+                f"mariadb-install-db failed: {' '.join((made.stderr or made.stdout).split())[-200:]}"
+            )
         server = ["mariadbd", "--no-defaults", f"--datadir={data}", "--user=root", f"--socket={socket}"]
         server += ["--bind-address=127.0.0.1", f"--port={port}", f"--pid-file={self.folder}/mariadb.pid"]
-        server += ["--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]
+        server += [
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-flush-log-at-trx-commit=0",
+            "--skip-name-resolve",
+        ]
         server += ["--innodb-lock-wait-timeout=900"]  # slurmdbd complains about less
         self._add(start("mariadbd", server, log=log))
         client = ["mariadb", "--no-defaults", f"--socket={socket}", "--user=root"]
@@ -113,14 +127,18 @@ class Testbed:
         private = self.folder / "slurmdbd.conf"
         private.touch(mode=0o600)
         private.write_text(password)
-        grant = f"CREATE DATABASE slurm; GRANT ALL ON slurm.* TO slurm@'127.0.0.1' IDENTIFIED BY '{password}';"
+        grant = (
+            f"CREATE DATABASE slurm; GRANT ALL ON slurm.* TO slurm@'127.0.0.1' IDENTIFIED BY '{password}';"
+        )
         subprocess.run(client, input=grant, text=True, check=True, capture_output=True)
 
     def _start_slurmdbd(self, ports: Sequence[int]) -> None:
         private = self.folder / "slurmdbd.conf"
         private.write_text(slurmdbd_conf(self.folder, ports, private.read_text()))
         # It looks for its file beside slurm.conf.
-        self._add(start("slurmdbd", ["slurmdbd", "-D"], log=self.log / "output.log", environment=self.environment))
+        self._add(
+            start("slurmdbd", ["slurmdbd", "-D"], log=self.log / "output.log", environment=self.environment)
+        )
         register = ["sacctmgr", "--immediate", "add", "cluster", "testbed"]
         wait_until(lambda: succeeds(register, self.environment), "slurmdbd", log=self.log / "slurmdbd.log")
 
@@ -175,7 +193,12 @@ class Testbed:
             text=True,
         )
         states = listed.stdout.split()
-        return len(states) == self.settings().nodes and set(states) <= {"idle", "mixed", "allocated", "completing"}
+        return len(states) == self.settings().nodes and set(states) <= {
+            "idle",
+            "mixed",
+            "allocated",
+            "completing",
+        }
 
     def _record(self) -> dict:
         try:
@@ -198,7 +221,7 @@ def start_munge(log: Path) -> Daemon | None:
         SlurmError: munge is not installed or does not answer.
     """
     if shutil.which("munge") is None:
-        raise SlurmError("'munge' is not installed (docs/cluster.md names the packages)")
+        raise SlurmError(not_installed("munge"))
     if _munge_answers():
         return None
     if not MUNGE_KEY.exists():

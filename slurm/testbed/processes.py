@@ -69,7 +69,9 @@ def start(
                 extra_groups=None if user is None else [],
             )
         except FileNotFoundError:
-            raise SlurmError(f"'{command[0]}' is not installed (docs/cluster.md names the packages)") from None
+            raise SlurmError(
+                f"'{command[0]}' is not installed (docs/cluster.md names the packages)"
+            ) from None
     return Daemon(name, process.pid, start_time(process.pid) or 0)
 
 
@@ -95,7 +97,9 @@ def wait_until(ready: Callable[[], bool], what: str, *, log: Path, seconds: floa
     while not ready():
         if time.monotonic() > deadline:
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            raise SlurmError(f"{what} did not come up within {seconds:.0f} s: {lines[-1] if lines else f'see {log}'}")
+            raise SlurmError(
+                f"{what} did not come up within {seconds:.0f} s: {lines[-1] if lines else f'see {log}'}"
+            )
         time.sleep(POLL_S)
 
 
