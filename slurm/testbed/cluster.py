@@ -243,12 +243,14 @@ def _munge_answers() -> bool:
 
 def name_nodes(names: Sequence[str]) -> None:
     """Give the nodes an address: rank 0's node name becomes MASTER_ADDR."""
-    lines = [line.split("#")[0].split() for line in HOSTS.read_text().splitlines()]
+    text = HOSTS.read_text()
+    lines = [line.split("#")[0].split() for line in text.splitlines()]
     known = {name for line in lines for name in line[1:]}
     missing = [name for name in names if name not in known]
     if missing:
         with HOSTS.open("a") as hosts:
-            hosts.write(f"127.0.0.1 {' '.join(missing)} # nodes of a Slurm testbed\n")
+            newline = "" if text.endswith("\n") or not text else "\n"
+            hosts.write(f"{newline}127.0.0.1 {' '.join(missing)} # nodes of a Slurm testbed\n")
 
 
 def _require_root() -> None:

@@ -31,6 +31,11 @@ class Daemon:
             os.kill(self.pid, number)
 
 
+def not_installed(program: str) -> str:
+    """What to say about a missing program."""
+    return f"'{program}' is not installed (docs/cluster.md names the packages)"
+
+
 def start_time(pid: int) -> int | None:
     """When a process started, in the kernel's ticks; None if there is none, or only its remains."""
     try:
@@ -69,9 +74,7 @@ def start(
                 extra_groups=None if user is None else [],
             )
         except FileNotFoundError:
-            raise SlurmError(
-                f"'{command[0]}' is not installed (docs/cluster.md names the packages)"
-            ) from None
+            raise SlurmError(not_installed(command[0])) from None
     return Daemon(name, process.pid, start_time(process.pid) or 0)
 
 

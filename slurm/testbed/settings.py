@@ -60,7 +60,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def slurm_conf(settings: Settings, folder: Path, ports: Sequence[int]) -> str:
-    """``slurm.conf``; the ports are slurmctld's, the nodes' and, with accounting, slurmdbd's and MariaDB's."""
+    """``slurm.conf``; ports are slurmctld's, the nodes' and, with accounting, slurmdbd's and MariaDB's."""
     host = socket.gethostname()
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
