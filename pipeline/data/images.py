@@ -1,0 +1,169 @@
+"""Images as square uint8 tensors: decoded once and kept where they fit, or decoded ahead of their use.
+
+Small sets are decoded once, in threads (Pillow releases the interpreter's lock), and kept on the GPU or in
+memory, so that no step waits for a JPEG. Larger ones are decoded on demand, the coming batches while the
+present one is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from shards import Index
+
+Fit = Literal["squash", "crop", "pad"]
+Positions = torch.Tensor | np.ndarray | Sequence[int]
+GPU_SHARE = 0.25  # of the free GPU memory that a cache may take
+RAM_SHARE = 0.4  # of the free memory of the node, over all of its ranks
+AHEAD = 3  # batches decoded before they are asked for
+
+
+def square(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
+    """Resize an image to a square, antialiased (Pillow's bicubic).
+
+    Args:
+        image: mode RGB.
+        size: side in pixels.
+        fit: ``squash`` ignores the shape, ``crop`` keeps the centre, ``pad`` adds black.
+
+    Returns:
+        (3, size, size) uint8.
+    """
+    if fit == "squash":
+        image = image.resize((size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
+    elif fit == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    else:
+        image = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=(0, 0, 0))
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+class ImageSet:
+    """Some rows of a shard folder, as a sequence of images.
+
+    Args:
+        index: the shard folder.
+        rows: (N,) row numbers into ``index.samples``.
+        image_size: side of the squares in pixels.
+        fit: how other shapes become square.
+        cache: ``gpu`` (memory, where there is no GPU), ``ram``, ``none``; ``auto``: the first that fits.
+        device: where batches are wanted.
+        workers: threads that decode; 0: as many as torch computes with.
+        ranks_on_node: processes that share the node's memory, each with its own cache.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        rows: np.ndarray,
+        *,
+        image_size: int,
+        fit: Fit = "squash",
+        cache: Literal["auto", "gpu", "ram", "none"] = "auto",
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        ranks_on_node: int = 1,
+    ) -> None:
+        self.index = index
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self.image_size = image_size
+        self.fit: Fit = fit
+        self.device = torch.device(device)
+        self.cache = self._choose_cache(cache, ranks_on_node)
+        self._pool = ThreadPoolExecutor(workers or torch.get_num_threads(), thread_name_prefix="decode")
+        self._cached: torch.Tensor | None = None
+        if self.cache != "none":
+            everything = self._decode(np.arange(len(self.rows)))
+            self._cached = everything.to(self.device) if self.cache == "gpu" else everything
+            self._pool.shutdown()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, positions: Positions) -> torch.Tensor:
+        """Images by their positions in ``rows``: (B, 3, S, S) uint8 on the device."""
+        where = torch.as_tensor(positions, dtype=torch.int64)
+        if self._cached is None:
+            return self._to_device(self._decode(where.numpy()))
+        if self.cache == "gpu":
+            return self._cached.index_select(0, where.to(self.device, non_blocking=True))
+        return self._to_device(self._cached.index_select(0, where))
+
+    def batches(self, orders: Iterable[Positions]) -> Iterator[torch.Tensor]:
+        """One batch for each set of positions; where nothing is cached, the coming ones are decoded ahead."""
+        if self._cached is not None:
+            yield from map(self.batch, orders)
+            return
+        pending: deque[tuple[torch.Tensor, list[Future]]] = deque()
+        for order in orders:
+            pending.append(self._submit(np.asarray(order)))
+            if len(pending) > AHEAD:
+                yield self._to_device(_finished(*pending.popleft()))
+        while pending:
+            yield self._to_device(_finished(*pending.popleft()))
+
+    def _decode(self, positions: np.ndarray) -> torch.Tensor:
+        return _finished(*self._submit(positions))
+
+    def _submit(self, positions: np.ndarray) -> tuple[torch.Tensor, list[Future]]:
+        """Have the threads fill a (B, 3, S, S) tensor."""
+        images = torch.empty((len(positions), 3, self.image_size, self.image_size), dtype=torch.uint8)
+        view = images.numpy()
+
+        def fill(begin: int, end: int) -> None:
+            for place in range(begin, end):
+                view[place] = square(self.index.decode(int(rows[place])), self.image_size, self.fit)
+
+        rows = self.rows[positions]
+        chunk = 16
+        return images, [
+            self._pool.submit(fill, begin, min(begin + chunk, len(rows)))
+            for begin in range(0, len(rows), chunk)
+        ]
+
+    def _to_device(self, images: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cuda":
+            return images
+        return images.pin_memory().to(self.device, non_blocking=True)
+
+    def _choose_cache(self, cache: str, ranks_on_node: int) -> str:
+        wanted = len(self.rows) * 3 * self.image_size**2
+        on_gpu = self.device.type == "cuda"
+        if cache == "gpu":
+            return "gpu" if on_gpu else "ram"
+        if cache != "auto":
+            return cache
+        if on_gpu and wanted <= GPU_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return "gpu"
+        return "ram" if wanted * ranks_on_node <= RAM_SHARE * available_memory() else "none"
+
+
+def _finished(images: torch.Tensor, jobs: list[Future]) -> torch.Tensor:
+    for job in jobs:
+        job.result()
+    return images
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: what the node has free, within its control group's limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        meminfo = Path("/proc/meminfo").read_text().split()
+        free = int(meminfo[meminfo.index("MemAvailable:") + 1]) * 1024
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
+        limit = int((folder / "memory.max").read_text())  # "max": no limit, and no number
+        free = min(free, limit - int((folder / "memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass
+    return max(free, 0)

@@ -1,0 +1,213 @@
+"""Pretrain stage: train images without labels → backbones.
+
+Writes one folder a backbone (``cnn/``, ``vit/``) in timm's local-dir layout, ``log.jsonl`` and
+``tensorboard/``. ``torchrun --nproc-per-node=N -m pipeline.stages.pretrain --manifest FILE --task ID`` runs
+it on N ranks by hand.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from pipeline.data.feed import Feed, IndexedFeed
+from pipeline.data.images import ImageSet
+from pipeline.data.sampler import EpochSampler
+from pipeline.errors import UserError
+from pipeline.evaluate.knn import knn_predict
+from pipeline.methods.base import Method
+from pipeline.methods.load import load_method
+from pipeline.methods.options import method_info
+from pipeline.nets.backbone import create_backbone
+from pipeline.nets.export import export
+from pipeline.specs import PretrainSpec
+from pipeline.stages.work import Interrupted, Outcome, Work
+from pipeline.train.distributed import World, join, peak_memory
+from pipeline.train.health import is_collapsed
+from pipeline.train.loop import Loop, Stopped, Trained, autocast
+from pipeline.train.probe import (
+    HEALTH_IMAGES,
+    KNN_TRAIN_IMAGES,
+    KNN_VAL_IMAGES,
+    Labelled,
+    Probe,
+    evenly,
+)
+from shards import Index
+
+FORMAT = 1
+KNN = 20
+
+
+def run(work: Work) -> Outcome:
+    """Pretrain, export the backbones and say how healthy they are.
+
+    Raises:
+        UserError: no such backbone, weights or device; a batch that cannot be shared; a loss that is not
+        finite. Interrupted: asked to stop; the checkpoint is written, and the same task goes on from it.
+    """
+    spec = PretrainSpec.model_validate(work.task.spec)
+    with join(work.ranks, work.resources) as world:
+        index = Index.open(work.inputs["shard"][0].folder)
+        rows = index.rows("train")
+        if not len(rows):
+            raise UserError(f"dataset {spec.dataset} has no train images to pretrain on")
+        method = _method(spec)
+        steps = method_info(spec.method).steps
+        images = _images(index, rows, spec, world)
+        probe = _probe(index, images, spec, world)
+        if steps == "none":
+            method.to(world.device).eval()
+            nets = method.exported()
+            trained = Trained(nets, None, 0, 0, 0.0, probe(method, nets))
+        else:
+            loop = Loop(
+                method,
+                _feed(index, images, rows, spec, world),
+                training=spec.train,
+                world=world,
+                folder=work.folder,
+                seed=spec.seed,
+                steps=steps,
+                probe=probe,
+                progress=work.progress,
+                stop_requested=work.stop_requested,
+                say=_say,
+            )
+            try:
+                trained = loop.run()
+            except Stopped as stopped:
+                raise Interrupted(f"{work.task.id}: {stopped}") from None
+        peak = peak_memory(world)
+        if world.is_first:
+            _export(trained, work.folder, spec)
+        return Outcome(
+            metrics=_metrics(trained, learns=steps == "train"),
+            images_seen=trained.images_seen,
+            device=world.device.type,
+            device_seconds=trained.seconds * world.world_size,
+            peak_memory_bytes=peak,
+        )
+
+
+def _method(spec: PretrainSpec) -> Method:
+    nets = {
+        arch: create_backbone(backbone, spec.train.image_size, seed=spec.seed, arch=arch)
+        for arch, backbone in spec.backbones.items()
+    }
+    return load_method(spec.method)(nets, spec.options, image_size=spec.train.image_size, seed=spec.seed)
+
+
+def _images(index: Index, rows: np.ndarray, spec: PretrainSpec, world: World) -> ImageSet:
+    """The rows as the training reads them; streamed sets are not kept, only probed."""
+    return ImageSet(
+        index,
+        rows,
+        image_size=spec.train.image_size,
+        fit=spec.train.fit,
+        cache="none" if spec.train.reading == "streamed" else spec.train.cache,
+        device=world.device,
+        workers=spec.train.workers,
+        ranks_on_node=world.local_world_size,
+    )
+
+
+def _feed(index: Index, images: ImageSet, rows: np.ndarray, spec: PretrainSpec, world: World) -> Feed:
+    train = spec.train
+    if train.reading == "streamed":
+        return StreamedFeed(
+            index,
+            "train",
+            images=images,
+            batch_size=train.batch_size,
+            rank=world.rank,
+            world_size=world.world_size,
+            accumulate=train.accumulate,
+            seed=spec.seed,
+        )
+    sampler = EpochSampler(
+        len(rows),
+        batch_size=train.batch_size,
+        rank=world.rank,
+        world_size=world.world_size,
+        accumulate=train.accumulate,
+        seed=spec.seed,
+    )
+    return IndexedFeed(images, sampler)
+
+
+def _probe(index: Index, images: ImageSet, spec: PretrainSpec, world: World) -> Probe:
+    """What rank 0 looks at: the same images for every method of an experiment."""
+    probe = Probe(
+        images=images,
+        positions=evenly(len(images), HEALTH_IMAGES),
+        autocast=autocast(spec.train, world),
+        score=lambda *tables: _knn_score(index, *tables),
+    )
+    labelled, val = index.rows("train", labelled=True), index.rows("val", labelled=True)
+    if len(labelled) and len(val) and world.is_first:
+        chosen = labelled[evenly(len(labelled), KNN_TRAIN_IMAGES)]
+        probe.train = Labelled(images, np.searchsorted(images.rows, chosen), index.targets(chosen))
+        asked = val[evenly(len(val), KNN_VAL_IMAGES)]
+        probe.val = Labelled(_images(index, asked, spec, world), np.arange(len(asked)), index.targets(asked))
+    return probe
+
+
+def _knn_score(
+    index: Index, features: Tensor, targets: np.ndarray, asked: Tensor, truth: np.ndarray
+) -> float:
+    """k-NN on validation images: accuracy; for multi-label, mean average precision of the classes that occur."""
+    known = torch.from_numpy(targets).to(features.device)
+    predicted = knn_predict(features, known, asked, k=KNN, num_classes=len(index.classes)).cpu().numpy()
+    if index.task == "multiclass":
+        return float((predicted.argmax(1) == truth).mean())
+    occurring = truth.any(axis=0)
+    if not occurring.any():
+        return 0.0
+    return float(average_precision_score(truth[:, occurring], predicted[:, occurring], average="macro"))
+
+
+def _export(trained: Trained, folder: Path, spec: PretrainSpec) -> None:
+    said = {
+        "dataset": spec.dataset,
+        "method": spec.method,
+        "options": spec.options,
+        "epochs": spec.train.epochs if trained.steps else 0,
+        "steps": trained.steps,
+        "batch_size": spec.train.batch_size,
+        "image_size": spec.train.image_size,
+        "seed": spec.seed,
+    }
+    for arch, net in trained.nets.items():
+        export(net, folder / arch, trained=said | {"initial_weights": spec.backbones[net.arch].weights})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _metrics(trained: Trained, *, learns: bool) -> dict[str, Any]:
+    """Of rank 0; the other ranks have not probed."""
+    health = trained.probe.get("health", {})
+    return {
+        "loss": trained.loss,
+        "collapsed": {arch: learns and is_collapsed(numbers) for arch, numbers in health.items()},
+        "health": health,
+        "knn": trained.probe.get("knn", {}),
+        "steps": trained.steps,
+        "images_per_second": round(trained.images_seen / trained.seconds, 3) if trained.seconds else None,
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from pipeline.stages.runner import main
+
+    main("pretrain")

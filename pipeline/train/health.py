@@ -1,0 +1,63 @@
+"""Is the representation alive? Numbers about features and loss embeddings, and the verdict ``collapsed``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def describe(vectors: Tensor) -> dict[str, float]:
+    """How far vectors differ between images.
+
+    Args:
+        vectors: (N, D), one an image, N ≥ 2.
+
+    Returns:
+        - ``std``: mean over dimensions of the standard deviation of the L2-normalised vectors, times √D: 1
+        for
+          vectors spread evenly over the sphere, 0 for equal ones (Chen and He 2021, arXiv 2011.10566).
+        - ``effective_rank``: exponential of the entropy of the normalised singular values of the centred
+        vectors
+          (Roy and Vetterli 2007), 1 to min(N, D).
+        - ``cosine``: mean cosine between the vectors of two different images.
+        - ``spread``: share of the vectors' energy that differs between images: E‖z − μ‖² / E‖z‖².
+    """
+    z = vectors.double()
+    unit = torch.nn.functional.normalize(z, dim=1)
+    n, width = z.shape
+    centred = z - z.mean(0)
+    values = torch.linalg.svdvals(centred)
+    total = values.sum()
+    shares = values / total if total > 0 else values
+    entropy = -(shares * shares.clamp_min(1e-30).log()).sum()
+    energy = z.square().sum(1).mean()
+    cosine = (unit.sum(0).square().sum() - n) / (n * (n - 1))
+    return {
+        "std": float(unit.std(0).mean() * width**0.5),
+        "effective_rank": float(entropy.exp()) if total > 0 else 1.0,
+        "cosine": float(cosine),
+        "spread": float(centred.square().sum(1).mean() / energy) if energy > 0 else 0.0,
+    }
+
+
+COLLAPSED_COSINE = 0.98
+COLLAPSED_RANK = 1.5
+
+
+def is_collapsed(health: dict[str, float]) -> bool:
+    """Whether a training has made the vectors that its loss compares the same for all images.
+
+    The verdict is on the loss embedding after training, not on the features: an untrained ViT gives all
+    images much the same features, and so may a good one, in whose features a large constant part is left
+    that no loss asks to be removed. In the embedding, however, a loss that is at work drives images apart.
+    It is called collapsed if two different images have a mean cosine above 0.98 (all vectors point one
+    way), or if the effective rank is below 1.5 (they lie on one line). Measured on small nets after 6
+    epochs of digits at 32 px: CASS from random weights 0.996 (CNN) and 1.000 (ViT); all other methods below
+    0.75.
+
+    Args:
+        health: :func:`describe` of the embedding, its names prefixed with ``embedding_``.
+    """
+    constant = health["embedding_cosine"] > COLLAPSED_COSINE
+    return constant or health["embedding_effective_rank"] < COLLAPSED_RANK

@@ -1,0 +1,298 @@
+"""The training loop: one for every method, any number of ranks, resumable to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.data.feed import Batch, Feed
+from pipeline.errors import UserError
+from pipeline.methods.base import Method, Progress
+from pipeline.nets.backbone import Net
+from pipeline.specs import Training
+from pipeline.train.averaging import Averaging, refresh_batch_norm
+from pipeline.train.boundary import Agreed, Boundary
+from pipeline.train.distributed import World
+from pipeline.train.logs import Log, read_log
+from pipeline.train.optim import make_optimizer, set_schedule
+from pipeline.train.state import State
+from pipeline.train.syncbn import synchronise_batch_norm
+from pipeline.train.views import Views
+
+Probe = Callable[[Method, dict[str, Net]], dict[str, dict[str, Any]]]  # lines for the log, by kind
+LINES_PER_EPOCH = 10
+MOST_STEPS_A_LINE = 50
+
+
+class Stopped(Exception):
+    """The training was asked to stop and has written its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves.
+
+    Attributes:
+        nets: the backbones to export, in eval mode; averaged ones where weights were averaged.
+        loss: mean of the logged losses of the last epoch; None without training, and on ranks other than 0.
+        steps: taken, over all interruptions.
+        images_seen: over all ranks and interruptions.
+        seconds: of training, without probes, over all interruptions.
+        probe: what the probe said of ``nets``.
+    """
+
+    nets: dict[str, Net]
+    loss: float | None
+    steps: int
+    images_seen: int
+    seconds: float
+    probe: dict[str, dict[str, Any]]
+
+
+class Loop:
+    """A training, ready to run.
+
+    Args:
+        method: on the CPU or the device, with its initial weights.
+        feed: training images; ``training.batch_size`` a step over all ranks.
+        training: the settings.
+        world: the ranks and this rank's device.
+        folder: of the task: gets ``log.jsonl``, ``tensorboard/`` and ``checkpoints/``.
+        seed: of augmentation and of what is random in the nets.
+        steps: ``train``, or ``forward`` for forward passes that only refresh batch statistics.
+        probe: evaluates the backbones on rank 0 each ``probe_epochs``.
+        progress: told (done, total, text).
+        stop_requested: asked at every step boundary.
+        say: told of what a person should know, one line each.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        feed: Feed,
+        *,
+        training: Training,
+        world: World,
+        folder: Path,
+        seed: int,
+        steps: Literal["train", "forward"] = "train",
+        probe: Probe | None = None,
+        progress: Callable[[float, float, str], None] = lambda done, total, text: None,
+        stop_requested: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.feed, self.training, self.world, self.folder = feed, training, world, folder
+        self.learns = steps == "train"
+        self.probe, self.progress, self.stop_requested, self.say = probe, progress, stop_requested, say
+        self.steps_per_epoch = feed.n / training.batch_size
+        self.steps = max(1, round(training.epochs * self.steps_per_epoch))
+        self.log_every = max(1, min(MOST_STEPS_A_LINE, round(self.steps_per_epoch / LINES_PER_EPOCH)))
+        probe_epochs = training.probe_epochs or training.epochs
+        self.probe_every = max(1, round(probe_epochs * self.steps_per_epoch))
+
+        if training.sync_bn:
+            synchronise_batch_norm(method, world)
+        layout = torch.channels_last if training.channels_last else torch.contiguous_format
+        self.method = method.to(world.device).to(memory_format=layout)
+        self.views = Views(
+            method.views, seed=seed, recipe=training.augment, channels_last=training.channels_last
+        )
+        self.optimizer = make_optimizer(method, training) if self.learns else None
+        self.averaging = Averaging(method, training)
+        self.state = State(
+            method,
+            self.optimizer,
+            self.averaging,
+            world=world,
+            folder=folder / "checkpoints",
+            keep=training.keep_checkpoints,
+            seed=seed,
+            say=say,
+        )
+        self.boundary = Boundary(world)
+        self.autocast = autocast(training, world)
+        self.model: torch.nn.Module = method
+        if training.compile:
+            for net in [part for part in method.modules() if isinstance(part, Net)]:
+                net.features = torch.compile(net.features)  # type: ignore[method-assign]
+        if world.world_size > 1 and self.learns:
+            self.model = DistributedDataParallel(method, static_graph=True)
+
+    def run(self) -> Trained:
+        """Train from the newest sound checkpoint, or from the start.
+
+        Raises:
+            Stopped: asked to stop; the checkpoint is written.
+            UserError: a loss was not finite.
+        """
+        first = self.state.restore()
+        self.log: Log | None = None
+        if self.world.is_first:
+            self.log = Log(self.folder, position=self.state.log_position, step=first)
+        self.saved_at = self.clock = time.monotonic()
+        if first == 0:
+            self._probe(0, self.method.exported())
+        self.method.train()
+        for step, batches in enumerate(self.feed.steps(first, self.steps), start=first):
+            now = self._progress(step)
+            rates = self._set_rates(step)
+            scalars = self._step(batches, now)
+            self.averaging.update(self.method, now)
+            if step % self.log_every == 0 or step + 1 == self.steps:
+                self._log(scalars, rates, now)
+            agreed = self._agree(scalars["loss"], step)
+            if self._is_probe_due(step + 1):
+                self._probe(step + 1, self.method.exported())
+            if self._is_checkpoint_due(step + 1, agreed):
+                self._save(step + 1)
+            if agreed.stop and step + 1 < self.steps:
+                self._stop(step + 1)
+        return self._finish()
+
+    def _step(self, batches: list[Batch], now: Progress) -> dict[str, Tensor]:
+        """Forward and backward over all accumulations, then one optimiser step; gives means to log."""
+        totals: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches, start=1):
+            views = self.views(batch)
+            with self._synchronised(number == len(batches)), torch.set_grad_enabled(self.learns):
+                with self.autocast():
+                    outputs = self.model(views, now)
+                if self.learns:
+                    (outputs["loss"] / len(batches)).backward()
+            for name, value in outputs.items():
+                totals[name] = totals.get(name, 0) + value.detach().float() / len(batches)
+        if self.optimizer is not None:
+            self.method.after_backward(now)
+            if self.training.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.training.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.method.after_step(now)
+        return totals
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are averaged over ranks once a step: in the last accumulation."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _progress(self, step: int) -> Progress:
+        return Progress(
+            step=step,
+            steps=self.steps,
+            epoch=step / self.steps_per_epoch,
+            epochs=self.training.epochs,
+            steps_per_epoch=max(1, round(self.steps_per_epoch)),
+        )
+
+    def _set_rates(self, step: int) -> dict[str, float]:
+        if self.optimizer is None:
+            return {}
+        return set_schedule(
+            self.optimizer, self.training, step=step, steps=self.steps, steps_per_epoch=self.steps_per_epoch
+        )
+
+    def _log(self, scalars: dict[str, Tensor], rates: dict[str, float], now: Progress) -> None:
+        means = self.world.mean(torch.stack(list(scalars.values()))).tolist()
+        values = dict(zip(scalars, means, strict=True))
+        if self.log is None:
+            return
+        speed = (now.step + 1) * self.training.batch_size / max(1e-9, self._seconds())
+        self.log.write("step", step=now.step, epoch=now.epoch, **values, **rates)
+        self.log.speed(speed, step=now.step)
+        self.progress(now.step + 1, self.steps, f"loss {values['loss']:.4g}, {speed:.0f} images/s")
+
+    def _agree(self, loss: Tensor, step: int) -> Agreed:
+        due = time.monotonic() - self.saved_at >= self.training.checkpoint_seconds
+        agreed = self.boundary.exchange(loss, step=step, stop=self.stop_requested(), save=due)
+        self._refuse_broken(agreed)
+        return agreed
+
+    def _refuse_broken(self, agreed: Agreed) -> None:
+        if agreed.broken is not None:
+            rank, step = agreed.broken
+            raise UserError(
+                f"the loss is not finite at step {step} of {self.steps} on rank {rank}: training stopped"
+                " (a smaller train.lr, a longer train.warmup_epochs or train.clip_grad help);"
+                f" the last checkpoint is from step {self.state.saved_step}"
+            )
+
+    def _is_probe_due(self, done: int) -> bool:
+        return done % self.probe_every == 0 and done < self.steps
+
+    def _is_checkpoint_due(self, done: int, agreed: Agreed) -> bool:
+        every = self.training.checkpoint_steps
+        asked = agreed.stop or agreed.save or (every is not None and done % every == 0)
+        return asked and done < self.steps
+
+    def _save(self, done: int) -> None:
+        self._refuse_broken(self.boundary.settle())
+        position = self.log.position() if self.log is not None else 0
+        self.state.save(done, log_position=position, seconds=self._seconds())
+        self.saved_at = time.monotonic()
+
+    def _stop(self, done: int) -> None:
+        if self.log is not None:
+            self.log.close()
+        raise Stopped(f"stopped after step {done} of {self.steps}")
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.monotonic() - self.clock
+
+    def _probe(self, done: int, nets: dict[str, Net]) -> dict[str, dict[str, Any]]:
+        """All ranks evaluate; rank 0 logs it."""
+        if self.probe is None:
+            return {}
+        began = time.monotonic()
+        self.method.eval()
+        lines = self.probe(self.method, nets)
+        if self.log is not None:
+            for kind, values in lines.items():
+                self.log.write(kind, step=done, epoch=done / self.steps_per_epoch, **values)
+        self.method.train()
+        self.clock += time.monotonic() - began
+        return lines
+
+    def _finish(self) -> Trained:
+        self._refuse_broken(self.boundary.settle())
+        nets = self.averaging.nets(self.method)
+        if self.averaging.model is not None:
+            epoch = self.feed.steps(0, math.ceil(self.steps_per_epoch))
+            refresh_batch_norm(nets, (self.views(batch)[0] for batches in epoch for batch in batches))
+        seconds = self._seconds()
+        lines = self._probe(self.steps, nets)
+        loss: float | None = None
+        if self.log is not None:
+            self.log.close()
+            since = self.steps - self.steps_per_epoch
+            last = [line for line in read_log(self.folder, "step") if line["step"] >= since]
+            loss = sum(line["loss"] for line in last) / len(last)
+        for net in nets.values():
+            net.eval()
+        return Trained(
+            nets=nets,
+            loss=loss,
+            steps=self.steps,
+            images_seen=self.steps * self.training.batch_size,
+            seconds=seconds,
+            probe=lines,
+        )
+
+
+def autocast(training: Training, world: World) -> Callable[[], contextlib.AbstractContextManager]:
+    """bf16 where asked for, and by default on GPUs that have it; else full precision."""
+    device = world.device.type
+    wanted = training.precision == "bf16"
+    if training.precision == "auto":
+        wanted = device == "cuda" and torch.cuda.is_bf16_supported()
+    return functools.partial(torch.autocast, device, dtype=torch.bfloat16, enabled=wanted)

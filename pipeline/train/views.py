@@ -1,0 +1,42 @@
+"""From a batch of decoded images to the views a method asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.data.augment import Augment
+from pipeline.data.draws import sample_keys
+from pipeline.data.feed import Batch
+from pipeline.methods.base import View
+
+
+class Views:
+    """Augments batches into views.
+
+    Args:
+        views: what the method wants, in order.
+        seed: of the run.
+        recipe: replaces the views' own recipes, where given.
+        channels_last: memory format of the views.
+    """
+
+    def __init__(
+        self, views: Sequence[View], *, seed: int, recipe: str | None = None, channels_last: bool = True
+    ) -> None:
+        self.views = list(views)
+        self.seed = seed
+        self.augment = [Augment(recipe or view.recipe, view.size) for view in self.views]
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, batch: Batch) -> list[torch.Tensor]:
+        """(B, 3, size, size) float32 in [0, 1] for each view."""
+        return [
+            augment(batch.images, self._keys(batch, number)).contiguous(memory_format=self.format)
+            for number, augment in enumerate(self.augment)
+        ]
+
+    def _keys(self, batch: Batch, number: int) -> torch.Tensor:
+        same_as = self.views[number].same_as
+        return sample_keys(batch.counters, seed=self.seed, view=number if same_as is None else same_as)

@@ -1,0 +1,62 @@
+"""Ranks and accumulation change how a step is computed, not what it computes."""
+
+import pytest
+import torch
+from pretrain_cases import make_loop, on_ranks, settings, weights, write_shards
+
+from pipeline.train.logs import read_log
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def losses(folder):
+    return [line["loss"] for line in read_log(folder, "step")]
+
+
+def _train(world, method, archs, shards, folder, training):
+    loop = make_loop(method, shards, folder, training=training, world=world, archs=archs)
+    for part in loop.method.modules():  # random numbers differ between ranks: leave only arithmetic
+        if hasattr(part, "drop_prob"):
+            part.drop_prob = 0.0
+    trained = loop.run()
+    torch.save(weights(trained), folder / f"weights-{world.rank}.pt")
+
+
+@pytest.mark.parametrize(("method", "archs"), [("simclr", ("cnn",)), ("cass_vc", ("cnn", "vit"))])
+def test_two_ranks_give_the_losses_of_one(method, archs, shards, tmp_path):
+    training = settings(epochs=3, lr=1e-3, optimizer="sgd", checkpoint_steps=None)
+    on_ranks(1, _train, method, archs, shards, tmp_path / "one", training)
+    on_ranks(2, _train, method, archs, shards, tmp_path / "two", training)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 8 and one == pytest.approx(two, rel=1e-4)
+    first, second = (torch.load(tmp_path / "two" / f"weights-{rank}.pt") for rank in (0, 1))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_accumulation_gives_the_losses_of_a_whole_batch_where_samples_are_independent(shards, tmp_path):
+    found = {}
+    for accumulate in (1, 2):
+        training = settings(epochs=3, accumulate=accumulate, optimizer="sgd", checkpoint_steps=None)
+        loop = make_loop("dino", shards, tmp_path / str(accumulate), training=training, archs=("vit",))
+        for part in loop.method.modules():
+            if hasattr(part, "drop_prob"):
+                part.drop_prob = 0.0
+        loop.run()
+        found[accumulate] = losses(tmp_path / str(accumulate))
+    assert found[1] == pytest.approx(found[2], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_accumulate(shards, tmp_path):
+    training = settings(epochs=3, accumulate=2, checkpoint_steps=None)
+    on_ranks(2, _train, "dino", ("vit",), shards, tmp_path, training)
+    assert len(losses(tmp_path)) == 8
+    first, second = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name

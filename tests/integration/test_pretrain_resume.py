@@ -1,0 +1,114 @@
+"""A training that was killed ends with the same bits as one that was not."""
+
+import pytest
+import torch
+from pretrain_cases import Killed, assert_same_bits, make_loop, on_ranks, settings, weights, write_shards
+
+from pipeline.errors import UserError
+from pipeline.train.checkpoint import list_checkpoints
+from pipeline.train.loop import Stopped
+
+torch.set_num_threads(1)
+CASES = [("cass_vc", ("cnn", "vit"), "swa"), ("dino", ("vit",), "ema"), ("cass", ("cnn", "vit"), "none")]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def train(method, shards, folder, *, kill_at=None, world=None, **changed):
+    archs = changed.pop("archs", ("cnn", "vit"))
+    loop = make_loop(method, shards, folder, training=settings(**changed), world=world, archs=archs)
+    loop.feed.kill_at = kill_at
+    if kill_at is not None:
+        with pytest.raises(Killed):
+            loop.run()
+        return None
+    return loop.run()
+
+
+@pytest.mark.parametrize(("method", "archs", "averaging"), CASES)
+def test_resume_after_kill_gives_same_bits(method, archs, averaging, shards, tmp_path):
+    whole = train(method, shards, tmp_path / "whole", archs=archs, averaging=averaging)
+    for kill_at in (5, 8):
+        train(method, shards, tmp_path / "killed", kill_at=kill_at, archs=archs, averaging=averaging)
+    resumed = train(method, shards, tmp_path / "killed", archs=archs, averaging=averaging)
+    assert_same_bits(weights(whole), weights(resumed))
+    assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "killed/log.jsonl").read_bytes()
+    assert whole.loss == resumed.loss
+
+
+def test_stop_request_writes_a_checkpoint_at_the_next_step_and_goes_on_from_it(shards, tmp_path):
+    whole = train("dino", shards, tmp_path / "whole", archs=("vit",))
+    loop = make_loop(
+        "dino", shards, tmp_path / "stopped", training=settings(checkpoint_steps=None), archs=("vit",)
+    )
+    asked = iter([False, False, True])
+    loop.stop_requested = lambda: next(asked)
+    with pytest.raises(Stopped, match="after step 3 of"):
+        loop.run()
+    resumed = train("dino", shards, tmp_path / "stopped", archs=("vit",))
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(shards, tmp_path, capsys):
+    whole = train("dino", shards, tmp_path / "whole", archs=("vit",))
+    train("dino", shards, tmp_path / "killed", kill_at=8, archs=("vit",))
+    newest, before = list_checkpoints(tmp_path / "killed" / "checkpoints")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    resumed = train("dino", shards, tmp_path / "killed", archs=("vit",))
+    said = capsys.readouterr().out
+    assert (
+        f"{newest} is damaged" in said and "going on after step 3" in said and before.name[:9] == "000000003"
+    )
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_checkpoint_seconds_saves_by_the_clock(shards, tmp_path):
+    train(
+        "dino",
+        shards,
+        tmp_path,
+        kill_at=4,
+        archs=("vit",),
+        checkpoint_steps=None,
+        checkpoint_seconds=1e-9,
+        keep_checkpoints=3,
+    )
+    steps = [int(path.name[:9]) for path in list_checkpoints(tmp_path / "checkpoints")]
+    assert steps == [4, 3, 2]
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_rank_and_keeps_the_checkpoint(shards, tmp_path):
+    loop = make_loop("dino", shards, tmp_path, training=settings(), archs=("vit",))
+    step = loop._step
+
+    def spoiled(batches, now):
+        if now.step == 4:
+            with torch.no_grad():
+                next(iter(loop.method.parameters())).fill_(float("nan"))
+        return step(batches, now)
+
+    loop._step = spoiled
+    with pytest.raises(UserError, match=r"not finite at step 4 of \d+ on rank 0.*checkpoint is from step 3"):
+        loop.run()
+    assert [int(path.name[:9]) for path in list_checkpoints(tmp_path / "checkpoints")] == [3]
+
+
+def _killed_and_resumed(world, shards, folder):
+    for name, kills in (("whole", []), ("killed", [5])):
+        for kill_at in [*kills, None]:
+            trained = train("cass_vc", shards, folder / name, kill_at=kill_at, world=world)
+        torch.save(weights(trained), folder / f"{name}-{world.rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_with_same_bits(shards, tmp_path):
+    on_ranks(2, _killed_and_resumed, shards, tmp_path)
+    loaded = [torch.load(tmp_path / f"{n}-{r}.pt") for n in ("whole", "killed") for r in (0, 1)]
+    for other in loaded[1:]:
+        assert_same_bits(loaded[0], other)
+    assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "killed/log.jsonl").read_bytes()
