@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import slurm
 from pipeline import view
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
@@ -17,9 +17,7 @@ from pipeline.manifest import Manifest, Task, lock
 from pipeline.plan import plan
 from pipeline.specs import Resources
 from pipeline.states import is_done, pending_tasks
-
-if TYPE_CHECKING:
-    from slurm import Profile, Request
+from slurm.local import visible_gpus
 
 ALIVE = ("PENDING", "CONFIGURING", "REQUEUED", "RUNNING", "COMPLETING", "SUSPENDED")
 
@@ -29,7 +27,7 @@ class Cluster:
     """Where jobs go: ``local`` (profile None) or ``slurm`` with a profile."""
 
     name: str
-    profile: Profile | None = None
+    profile: slurm.Profile | None = None
 
 
 def choose_cluster(where: str) -> Cluster:
@@ -38,7 +36,6 @@ def choose_cluster(where: str) -> Cluster:
     Raises:
         slurm.SlurmError: Slurm was asked for and is not there, or the profile is wrong.
     """
-    import slurm
 
     if where == "local" or (where == "auto" and not slurm.available()):
         return Cluster("local")
@@ -126,7 +123,6 @@ class Campaign:
         }
         if cluster.name == "local" or not unfinished:
             return set()
-        import slurm
 
         states = slurm.job_states(sorted(set(unfinished.values())))
         return {task for task, job in unfinished.items() if job in states and states[job].state in ALIVE}
@@ -149,18 +145,16 @@ class Campaign:
         return startable
 
     def _run_here(self, pending: list[Task]) -> int:
-        from slurm import LocalJob, LocalScheduler
-
         jobs = pack(pending)
         for task in pending:
             for stale in ("error.json", "progress.json"):
                 (self.manifest.folder(task) / stale).unlink(missing_ok=True)
-        scheduler = LocalScheduler(self.folder / "logs")
+        scheduler = slurm.LocalScheduler(self.folder / "logs")
         local = [
-            LocalJob(
+            slurm.LocalJob(
                 name=job.name,
                 call=TaskJob(self.path, [task.id for task in job.tasks]),
-                request=request_of(job.resources, gpu_there=bool(shutil.which("nvidia-smi"))),
+                request=request_of(job.resources, gpu_there=bool(visible_gpus())),
                 after_ok=() if job.any_outcome else job.after,
                 after_any=job.after if job.any_outcome else (),
             )
@@ -168,10 +162,9 @@ class Campaign:
         ]
         with view.live(self.manifest, jobs) as watcher:
             scheduler.run(local, on_event=watcher)
-        return view.print_outcome(self.manifest, self.folder, pending)
+        return view.print_outcome(self.manifest, self.folder, pending, watcher.failed)
 
-    def _submit(self, pending: list[Task], profile: Profile | None) -> None:
-        import slurm
+    def _submit(self, pending: list[Task], profile: slurm.Profile | None) -> None:
 
         assert profile is not None
         for array in arrays(pack(pending)):
@@ -204,20 +197,16 @@ class Campaign:
     def _wait(self) -> int:
         import time
 
-        import slurm
-
         ids = sorted(set(self.manifest.jobs.values()))
         while any(state.state in ALIVE for state in slurm.job_states(ids).values()):
             time.sleep(5)
         return view.print_outcome(self.manifest, self.folder, list(self.manifest.tasks))
 
 
-def request_of(resources: Resources, *, gpu_there: bool) -> Request:
+def request_of(resources: Resources, *, gpu_there: bool) -> slurm.Request:
     """What a job asks its cluster for: one GPU a rank where the task is to run on GPUs."""
-    from slurm import Request
-
     cuda = resources.device == "cuda" or (resources.device == "auto" and gpu_there)
-    return Request(
+    return slurm.Request(
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,
         cpus_per_rank=resources.cpus_per_rank,

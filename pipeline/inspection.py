@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import slurm
 from pipeline import view
 from pipeline.campaign import ALIVE
 from pipeline.errors import UserError
@@ -30,8 +31,6 @@ def current_states(manifest: Manifest, folder: Path) -> list[TaskState]:
         manifest.jobs[t.id] for t in manifest.tasks if t.id in manifest.jobs and not manifest.receipt(t)
     }
     if manifest.cluster == "slurm" and undone:
-        import slurm
-
         jobs = slurm.job_states(sorted(undone))
     alive = manifest.cluster == "local" and lock_holder(folder / "manifest.lock") is not None
     return task_states(manifest, jobs, launcher_alive=alive)
@@ -45,7 +44,6 @@ def cancel(folder: Path) -> int:
             raise UserError("this experiment runs on this machine: stop its launcher with Ctrl-C")
         print("nothing to cancel")
         return 0
-    import slurm
 
     with lock(folder / "manifest.lock"):
         states = slurm.job_states(sorted(set(manifest.jobs.values())))

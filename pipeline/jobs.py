@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import slurm
 from pipeline.manifest import Task
 from pipeline.specs import Resources
 
@@ -86,21 +87,18 @@ class TaskJob:
         self.manifest, self.tasks = manifest.absolute(), tuple(tasks)
 
     def __call__(self) -> None:
-        from pipeline.ranks import rank_environment
-        from pipeline.stages.runner import StopFlag, run_task, user_errors
+        from pipeline.stages.runner import run_task, user_errors
         from pipeline.stages.work import Interrupted
 
-        stop = StopFlag().install()
+        stop = slurm.StopFlag().install()
         log = _log_of_this_job()
         failed = []
         for task in self.tasks:
             try:
                 run_task(self.manifest, task, stop_requested=stop, log=log)
             except Interrupted:
-                if os.environ.get("SLURM_JOB_ID") and rank_environment().rank == 0:
-                    from slurm import requeue
-
-                    requeue()
+                if "SLURM_JOB_ID" in os.environ:
+                    slurm.requeue()
                 raise
             except user_errors() as error:
                 print(f"error: {task}: {error}", file=sys.stderr, flush=True)
@@ -110,10 +108,6 @@ class TaskJob:
                 failed.append(task)
         if failed:
             raise JobFailed(f"{len(failed)} of {len(self.tasks)} tasks failed: {', '.join(failed)}")
-
-    def checkpoint(self) -> TaskJob:
-        """Submitit asks for this on a time-out it handles itself; the tasks resume on their own."""
-        return self
 
 
 def _log_of_this_job() -> str | None:

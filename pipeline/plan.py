@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pipeline.experiment import Experiment
 from pipeline.manifest import Task
@@ -128,11 +127,10 @@ def _finetune_tasks(
 
 
 def _absolute(dataset: Dataset) -> Dataset:
-    """The same data set wherever the command is typed: its folders as absolute paths."""
-    changed: dict[str, Any] = {"unlabelled": [str(Path(folder).absolute()) for folder in dataset.unlabelled]}
-    if dataset.root is not None:
-        changed["root"] = str(Path(dataset.root).expanduser().absolute())
-    return dataset.model_copy(update=changed)
+    """The same data set wherever the command is typed: its root as an absolute path."""
+    if dataset.root is None:
+        return dataset
+    return dataset.model_copy(update={"root": str(Path(dataset.root).expanduser().absolute())})
 
 
 def _absolute_weights(backbone: Backbone) -> Backbone:

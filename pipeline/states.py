@@ -37,7 +37,7 @@ def is_done(manifest: Manifest, task: Task, receipt: Receipt | None) -> bool:
     """Whether a task needs no run. An aggregation that lacked tasks which are there now does."""
     if receipt is None or task.stage != "aggregate":
         return receipt is not None
-    missing = set(receipt.metrics.get("missing", ()))
+    missing = set(receipt.metrics.get("unfinished", ()))
     return not any(need in missing and manifest.receipt(manifest.task(need)) for need in task.needs)
 
 

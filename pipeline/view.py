@@ -98,8 +98,18 @@ def print_submitted(folder: Path, manifest: Manifest, submitted: int, active: in
     _print_next(folder)
 
 
-def print_outcome(manifest: Manifest, folder: Path, asked: Sequence[Task]) -> int:
-    """The table, what failed and where to read about it, the next commands. Returns the exit code."""
+def print_outcome(
+    manifest: Manifest,
+    folder: Path,
+    asked: Sequence[Task],
+    broken: Mapping[str, Sequence[Path]] | None = None,
+) -> int:
+    """The table, what failed and where to read about it, the next commands. Returns the exit code.
+
+    Args:
+        asked: the tasks that were to be run.
+        broken: jobs that ended without leaving a word, with their logs.
+    """
     failed = [(task, read_error(manifest.folder(task))) for task in asked if manifest.receipt(task) is None]
     print_tables(folder)
     out = console(stderr=True)
@@ -115,6 +125,11 @@ def print_outcome(manifest: Manifest, folder: Path, asked: Sequence[Task]) -> in
         if log:
             out.print(f"  log: {log}")
     unstarted = [task.id for task, error in failed if not error]
+    for name, logs in (broken or {}).items():
+        if name in unstarted or name.split(" ")[0] in unstarted:
+            out.print(f"[red]error[/]: the job {name} ended early: ", end="")
+            out.print(_last_line(logs), markup=False)
+            out.print(f"  log: {', '.join(map(str, logs))}")
     if unstarted:
         out.print(f"not run: {_few(unstarted)}")
     _print_next(folder)
@@ -122,6 +137,15 @@ def print_outcome(manifest: Manifest, folder: Path, asked: Sequence[Task]) -> in
         return 0
     only_input = any(error and error.get("user_error") for _, error in failed)
     return 2 if only_input else 1
+
+
+def _last_line(logs: Sequence[Path]) -> str:
+    for log in logs:
+        lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+        said = [line for line in lines if line.strip()]
+        if said:
+            return said[-1]
+    return "its log is empty"
 
 
 def print_tables(folder: Path) -> None:
@@ -210,7 +234,7 @@ class LocalWatcher:
         self.jobs = {job.name: job for job in jobs}
         self.started: dict[str, float] = {}
         self.ended: dict[str, float] = {}
-        self.failed: set[str] = set()
+        self.failed: dict[str, tuple[Path, ...]] = {}  # job → its log files
         self.lines = not sys.stdout.isatty()
 
     def __call__(self, event: JobEvent) -> None:
@@ -218,8 +242,8 @@ class LocalWatcher:
             self.started[event.name] = time.monotonic()
         else:
             self.ended[event.name] = time.monotonic()
-            if event.kind != "finished":
-                self.failed.add(event.name)
+            if event.kind == "failed":
+                self.failed[event.name] = event.logs
         if self.lines:
             job = self.jobs[event.name]
             tasks = f" ({len(job.tasks)} tasks)" if len(job.tasks) > 1 else ""

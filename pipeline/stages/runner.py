@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -20,6 +19,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import shards
+import slurm
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Receipt, Task, describe_files, now, write_json
 from pipeline.ranks import Ranks, rank_environment
@@ -31,10 +32,7 @@ INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same 
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Every exception that is shown as one line and exit code 2."""
-    from shards import InputError
-    from slurm import SlurmError
-
-    return UserError, InputError, SlurmError
+    return UserError, shards.InputError, slurm.SlurmError
 
 
 def run_task(
@@ -186,24 +184,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-class StopFlag:
-    """Turns SIGTERM and SIGUSR2 (time limit, preemption) into a question asked at step boundaries."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def install(self) -> StopFlag:
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._on_signal)
-        return self
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.requested = True
-
-    def __call__(self) -> bool:
-        return self.requested
-
-
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """The command line of ``python -m pipeline.stages.STAGE``."""
     assert stage in STAGES
@@ -218,7 +198,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     try:
         if task_id.split("/")[0] != stage:
             raise UserError(f"{task_id} is not a {stage} task")
-        run_task(given.manifest, task_id, stop_requested=StopFlag().install())
+        run_task(given.manifest, task_id, stop_requested=slurm.StopFlag().install())
     except user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,80 @@
+"""The shard stage: from images as they lie on disk to webdataset tars with an index."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import shards
+from pipeline.manifest import Task
+from pipeline.specs import Dataset, ShardSpec
+from pipeline.stages.work import Outcome, Work
+from shards.sources import SPLITS
+
+
+def run(work: Work) -> Outcome:
+    """Write the data set into the task's folder.
+
+    Raises:
+        shards.InputError: whatever is wrong with the images, labels or splits, in one line.
+    """
+    dataset = ShardSpec.model_validate(work.task.spec).dataset
+    options = shards.ShardOptions(
+        splits=dataset.splits.model_dump(),
+        seed=dataset.seed,
+        resize=dataset.resize,
+        duplicates=dataset.duplicates,
+        max_rejected=dataset.max_rejected,
+        shard_samples=dataset.shard_samples,
+        unlabelled=dataset.unlabelled,
+        processes=work.resources.cpus_per_rank,
+    )
+    # The writer makes a whole folder at once and renames it; its files then move beside the bookkeeping.
+    whole = work.folder / "writing"
+    shutil.rmtree(whole, ignore_errors=True)
+    index = shards.write(source_of(dataset), whole, options, progress=work.progress)
+    for path in whole.iterdir():
+        path.replace(work.folder / path.name)
+    whole.rmdir()
+    samples = index.samples
+    return Outcome(
+        metrics={
+            "task": index.task,
+            "classes": index.classes,
+            "samples": {split: int((samples["split"] == split).sum()) for split in SPLITS},
+        }
+    )
+
+
+def source_of(dataset: Dataset) -> shards.Source:
+    """The source that a data set of the experiment file describes."""
+    if dataset.source == "digits":
+        return shards.DigitsSource()
+    assert dataset.root is not None  # specs.Dataset has checked it
+    if dataset.source == "folder":
+        return shards.FolderSource(dataset.root, classes=dataset.classes)
+    return shards.CsvSource(
+        dataset.root,
+        csv=dataset.csv,
+        path_column=dataset.path_column,
+        label_columns=dataset.label_columns,
+        label_separator=dataset.label_separator,
+        split_column=dataset.split_column,
+        group_column=dataset.group_column,
+        classes=dataset.classes,
+    )
+
+
+def check_source(task: Task) -> None:
+    """List the source without reading an image, to refuse a missing folder, file, column or class early.
+
+    Raises:
+        shards.InputError: as ``run`` would, but for what only the images' bytes tell.
+    """
+    dataset = ShardSpec.model_validate(task.spec).dataset
+    source = source_of(dataset)
+    folders = [(source.base or Path()) / folder for folder in dataset.unlabelled]
+    for folder in folders:
+        if not folder.is_dir():
+            raise shards.InputError(f"no folder {folder} (unlabelled images)")
+    source.listing(exclude=folders)
