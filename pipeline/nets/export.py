@@ -15,11 +15,10 @@ from typing import Any
 import timm
 from safetensors.torch import save
 
-from pipeline.errors import UserError
 from pipeline.nets.architectures import default_architecture
 from pipeline.nets.backbone import Net, check_image_size
 from pipeline.nets.seeding import seeded
-from pipeline.nets.weights import CONFIG, WEIGHTS, read_config
+from pipeline.nets.weights import CONFIG, WEIGHTS, load_file, read_config
 from pipeline.specs import Architecture
 
 _PROVENANCE = "training"  # our own key in config.json; timm passes over it
@@ -60,8 +59,6 @@ def load_exported(
     """
     folder = Path(folder)
     config = read_config(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"'{folder}' holds no exported backbone: expected {WEIGHTS} in it")
     own = config.get(_PROVENANCE, {})
     cfg, args = config["pretrained_cfg"], dict(config.get("model_args", {}))
     name = config["architecture"]
@@ -69,8 +66,9 @@ def load_exported(
     if "img_size" in args:
         args["img_size"] = size
     with seeded(seed, "classifier"):
-        net = timm.create_model(f"local-dir:{folder}", pretrained=True, **args | {"num_classes": num_classes})
+        net = timm.create_model(name, pretrained_cfg=cfg, **args | {"num_classes": num_classes})
     check_image_size(net, name, size)
+    load_file(net, folder, name=name)
     arch: Architecture = own.get("arch") or default_architecture(name)
     return Net(net, arch=arch, name=name, args=args, image_size=size, mean=cfg["mean"], std=cfg["std"])
 

@@ -72,11 +72,11 @@ def quiet_hub() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def load_file(net: Any, path: str, *, name: str) -> None:
+def load_file(net: Any, path: str | Path, *, name: str) -> None:
     """Load a state dict into a timm model; a classifier with other classes is left at its initial weights.
 
-    Position embeddings and patch kernels made for another image size are interpolated by timm's own filter
-    for the model's family.
+    Weights that do not fit as they are go through timm's own filter for the model's family, which
+    interpolates position embeddings and patch kernels made for another image size, and renames old keys.
 
     Args:
         net: the timm model, changed in place.
@@ -86,31 +86,18 @@ def load_file(net: Any, path: str, *, name: str) -> None:
     Raises:
         UserError: no such file, not readable as weights, or weights of another model.
     """
-    state = _read_state(Path(path), name)
+    state = _without_other_classifier(_read_state(Path(path), name), net)
+    problem = _difference(state, net)
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
+    if problem and convert is not None:
         try:
-            state = convert(state, net)
+            state = _without_other_classifier(convert(state, net), net)
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"weights '{path}' do not fit backbone '{name}': {_first_line(error)}") from None
-    own = net.state_dict()
-    heads = _classifier_prefixes(net)
-    state = {
-        key: value
-        for key, value in state.items()
-        if not (key.startswith(heads) and (key not in own or own[key].shape != value.shape))
-    }
-    missing = [
-        key
-        for key in own
-        if not (key in state or key.startswith(heads) or key.endswith("num_batches_tracked"))
-    ]
-    unexpected = [key for key in state if key not in own]
-    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
-    if missing or unexpected or wrong:
-        raise UserError(
-            f"weights '{path}' do not fit backbone '{name}': {_difference(missing, unexpected, wrong)}"
-        )
+            problem = _first_line(error)
+        else:
+            problem = _difference(state, net)
+    if problem:
+        raise UserError(f"weights '{path}' do not fit backbone '{name}': {problem}")
     net.load_state_dict(state, strict=False)
 
 
@@ -171,13 +158,26 @@ def _classifier_prefixes(net: Any) -> tuple[str, ...]:
     return tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names))
 
 
-def _difference(missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
-    parts = [
-        f"{len(keys)} {what} (such as {keys[0]})"
-        for what, keys in (("missing", missing), ("unknown", unexpected), ("of another shape", wrong))
-        if keys
-    ]
-    return ", ".join(parts)
+def _without_other_classifier(state: dict[str, Tensor], net: Any) -> dict[str, Tensor]:
+    """Drop the weights of a classifier that is not the model's own."""
+    own, heads = net.state_dict(), _classifier_prefixes(net)
+    return {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(heads) or (key in own and own[key].shape == value.shape)
+    }
+
+
+def _difference(state: dict[str, Tensor], net: Any) -> str:
+    """What keeps a state dict from being the model's, in words; empty where nothing does."""
+    own, heads = net.state_dict(), _classifier_prefixes(net)
+    optional = ("num_batches_tracked",)  # absent from old files, and of no effect
+    found = {
+        "missing": [k for k in own if not (k in state or k.startswith(heads) or k.endswith(optional))],
+        "unknown": [k for k in state if k not in own],
+        "of another shape": [k for k in state if k in own and state[k].shape != own[k].shape],
+    }
+    return ", ".join(f"{len(keys)} {what} (such as {keys[0]})" for what, keys in found.items() if keys)
 
 
 def _first_line(error: Exception) -> str:

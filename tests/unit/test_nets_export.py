@@ -15,6 +15,10 @@ SMALL_VIT = Backbone(
     name="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 )
 SMALL_SWIN = Backbone(name="swin_tiny_patch4_window7_224", args={"depths": [1, 1, 1, 1], "embed_dim": 24})
+# Before 1.0.31, timm took any Swin file without a classifier for an old one, and renamed its keys.
+OLD_SWIN = pytest.mark.skipif(
+    tuple(int(part) for part in timm.__version__.split(".")[:3]) < (1, 0, 31), reason="timm < 1.0.31"
+)
 CASES = [
     (Backbone(name="test_resnet"), 32),
     (Backbone(name="resnet10t"), 32),
@@ -25,7 +29,7 @@ CASES = [
     (Backbone(name="test_vit"), 96),
     (SMALL_VIT, 32),
     (SMALL_VIT.model_copy(update={"args": SMALL_VIT.args | {"drop_path_rate": 0.2}}), 32),
-    (SMALL_SWIN, 64),
+    pytest.param(SMALL_SWIN, 64, marks=OLD_SWIN),
     (Backbone(name="levit_128s"), 64),  # batch normalisation in its classifier
 ]
 
@@ -61,7 +65,9 @@ def test_plain_timm_loads_bit_equal_features_for_any_number_of_classes(spec, siz
         assert tuple(plain.pretrained_cfg["mean"]) == net.mean
 
 
-@pytest.mark.parametrize(("spec", "size"), [(Backbone(name="test_resnet"), 32), (SMALL_VIT, 32)])
+@pytest.mark.parametrize(
+    ("spec", "size"), [(Backbone(name="test_resnet"), 32), (SMALL_VIT, 32), (SMALL_SWIN, 64)]
+)
 def test_load_exported_gives_the_same_features_and_a_new_seeded_classifier(spec, size, tmp_path):
     net = disturbed(spec, size)
     export(net, tmp_path, trained={"method": "dino"})
@@ -127,5 +133,5 @@ def test_a_folder_that_is_no_export_is_one_line(tmp_path):
         load_exported(tmp_path, num_classes=2)
     export(create_backbone(Backbone(name="test_resnet"), 32, seed=0), tmp_path, trained={})
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"expected model\.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors' not found"):
         load_exported(tmp_path, num_classes=2)
