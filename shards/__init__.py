@@ -3,8 +3,11 @@
 from shards.csv_source import CsvSource
 from shards.errors import InputError
 from shards.index import FORMAT_VERSION, Index
+from shards.options import ShardOptions
+from shards.reader import stream
 from shards.sources import DigitsSource, FolderSource, Source
-from shards.writer import ShardOptions, write
+from shards.verify import verify
+from shards.writer import write
 
 __all__ = [
     "FORMAT_VERSION",
@@ -15,5 +18,7 @@ __all__ = [
     "InputError",
     "ShardOptions",
     "Source",
+    "stream",
+    "verify",
     "write",
 ]

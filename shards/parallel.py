@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from shards.errors import InputError
 
 CHUNK = 64  # images a call of a worker
-SMALL = 2000  # with fewer samples one process is done before others have started, unless asked for
+EACH = 100  # samples a process must have to be worth its start
 Result = TypeVar("Result")
 
 
@@ -23,13 +23,14 @@ class Pool:
     Workers come from a fork server: a fork of a process with threads (as torch has) may hang.
 
     Args:
-        processes: how many; None: one a CPU core this process may use, or none for a small set.
+        processes: at most so many; None: one a CPU core that this process may use.
         samples: how many samples there are.
     """
 
     def __init__(self, processes: int | None, samples: int) -> None:
         if processes is None:
-            processes = len(os.sched_getaffinity(0)) if samples >= SMALL else 1
+            processes = len(os.sched_getaffinity(0))
+        processes = min(processes, samples // EACH)
         self._width = processes
         self._executor: ProcessPoolExecutor | None = None
         if processes > 1:

@@ -100,7 +100,7 @@ def _near_duplicates(facts: Facts) -> dict[str, Any]:
                 "paths": [facts.samples[pair.first].path, facts.samples[pair.second].path],
                 "splits": [facts.samples[pair.first].split, facts.samples[pair.second].split],
                 "distance": pair.distance,
-                "correlation": round(pair.correlation, 4),
+                "correlation": pair.correlation,
             }
             for pair in pairs
         ],

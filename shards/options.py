@@ -1,0 +1,55 @@
+"""How a dataset is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shards.errors import InputError
+from shards.sources import SPLITS
+
+SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How a dataset is written. All but ``processes`` decides the bytes.
+
+    Attributes:
+        splits: shares that missing splits are made with; they add up to 1.
+        seed: of the splits made and of the order of the samples.
+        resize: longest allowed short side in pixels; larger images are scaled down.
+        duplicates: what identical pixels in two splits are: an "error"; or "drop" all but those of test, else
+            of val; or "keep" them.
+        max_rejected: share of unreadable images above which nothing is written.
+        shard_samples: most samples a tar.
+        unlabelled: folders of images without labels for pretraining; relative ones are below the source's
+            root (the working directory for digits).
+        processes: at most so many that read and write; None: one a CPU core of this process.
+    """
+
+    splits: dict[str, float] = field(default_factory=lambda: dict(SHARES))
+    seed: int = 0
+    resize: int | None = None
+    duplicates: Literal["error", "drop", "keep"] = "error"
+    max_rejected: float = 0.05
+    shard_samples: int = 1000
+    unlabelled: Sequence[str | Path] = ()
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        if set(self.splits) != set(SPLITS) or abs(sum(self.splits.values()) - 1) > 1e-6:
+            raise InputError("splits must give train, val and test shares that add up to 1")
+        if min(self.splits.values()) <= 0:
+            raise InputError("every share in splits must be above 0")
+        if self.duplicates not in ("error", "drop", "keep"):
+            raise InputError(f"duplicates is '{self.duplicates}' (expected error, drop or keep)")
+        if not 0 <= self.max_rejected <= 1:
+            raise InputError(f"max_rejected is {self.max_rejected} (expected 0 to 1)")
+        for name, value in (("resize", self.resize), ("processes", self.processes)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value} (expected at least 1)")
+        if self.shard_samples < 1:
+            raise InputError(f"shard_samples is {self.shard_samples} (expected at least 1)")

@@ -1,0 +1,68 @@
+"""Is a dataset what its index says?"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.errors import InputError
+from shards.index import INDEX, SAMPLES, read_meta, read_samples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Hash every file of a dataset again and look up every sample in its tar.
+
+    Returns:
+        The problems, one line each; none if the dataset is sound.
+    """
+    folder = Path(folder)
+    try:
+        meta = read_meta(folder)
+    except InputError as error:
+        return [str(error)]
+    problems: list[str] = []
+    sound = set()
+    expected = {shard["name"]: shard["sha256"] for shard in meta["shards"]} | meta["files"]
+    for name, sha256 in expected.items():
+        found = _sha256(folder / name)
+        if found is None:
+            problems.append(f"{name} is missing")
+        elif found != sha256:
+            problems.append(f"{name} was changed: its SHA-256 is {found[:12]}…, not {sha256[:12]}…")
+        else:
+            sound.add(name)
+    unknown = {path.name for path in folder.glob("*.tar")} - set(expected)
+    problems += [f"{name} is not in {INDEX}" for name in sorted(unknown)]
+    if SAMPLES in sound:
+        table = read_samples(folder / SAMPLES)
+        for shard in meta["shards"]:
+            if shard["name"] in sound:
+                problems += _check_places(folder / shard["name"], table[table["shard"] == shard["name"]])
+    return problems
+
+
+def _check_places(path: Path, table: pd.DataFrame) -> list[str]:
+    with tarfile.open(path) as tar:
+        members = {member.name: (member.offset_data, member.size) for member in tar}
+    problems = []
+    for key, format, offset, length in zip(table["key"], table["format"], table["offset"], table["length"]):
+        if members.pop(f"{key}.{format}", None) != (offset, length) or not members.pop(f"{key}.json", None):
+            problems.append(f"{path.name} does not hold sample {key} where {SAMPLES} says")
+    if members:
+        problems.append(f"{path.name} holds {len(members)} files that {SAMPLES} does not know")
+    return problems
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
