@@ -56,7 +56,7 @@ class Collected:
         groups: data set → the group of every sample, in the order of samples.csv; None where it has no
             groups.
         costs: one row a finished pretrain or fine-tune task: stage, dataset, method, images_seen, seconds,
-            device, device_seconds, peak_memory_bytes.
+            device, device_seconds, world_size, peak_memory_bytes.
         planned: (stage, data set, method) → how many tasks the manifest has of it.
         methods: in the experiment's order.
         metrics: the metric columns of ``results``.
@@ -174,6 +174,7 @@ _COST_COLUMNS = (
     "seconds",
     "device",
     "device_seconds",
+    "world_size",
     "peak_memory_bytes",
 )
 

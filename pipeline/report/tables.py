@@ -97,7 +97,7 @@ def cost_table(collected: Collected, settings: ReportSettings) -> pd.DataFrame:
         for method in collected.methods:
             mine = collected.costs.query("dataset == @dataset and method == @method")
             pretrain, finetune = (mine[mine["stage"] == stage] for stage in ("pretrain", "finetune"))
-            seconds = pretrain["device_seconds"].sum()
+            training = (pretrain["device_seconds"] / pretrain["world_size"]).sum()
             images = int(pretrain["images_seen"].sum())
             rows.append(
                 {
@@ -109,7 +109,7 @@ def cost_table(collected: Collected, settings: ReportSettings) -> pd.DataFrame:
                     "seconds": pretrain["seconds"].sum(),
                     "gpu_seconds": _on(pretrain, "cuda"),
                     "cpu_seconds": _on(pretrain, "cpu"),
-                    "images_per_second": images / seconds if images and seconds else None,
+                    "images_per_second": images / training if images and training else None,
                     "peak_memory_gb": pretrain["peak_memory_bytes"].max() / 1e9 if len(pretrain) else None,
                     "finetune_runs": len(finetune),
                     "finetune_planned": collected.planned["finetune", dataset, method],

@@ -106,10 +106,8 @@ class _Ranking:
 Score = Callable[[_Ranking, np.ndarray], np.ndarray]
 
 
-def _per_class(
-    score: Score, probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Mean of a ranking score over the classes for which it exists; its weights are (N, B), in rank order."""
+def _per_class(score: Score, probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of a ranking score over the classes for which it exists; it gets (N, B) weights in rank order."""
     by_sample = np.ascontiguousarray(weights.T)  # sums along ranks then run over contiguous memory
     total, classes = np.zeros(len(weights)), np.zeros(len(weights))
     for k in np.flatnonzero(truth.any(axis=0)):

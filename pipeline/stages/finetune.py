@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import resource
-import sys
 import time
 from typing import Any
 
@@ -24,6 +22,7 @@ from pipeline.evaluate.protocols import PROTOCOLS, check_metric
 from pipeline.evaluate.select import existing
 from pipeline.specs import FinetuneSpec
 from pipeline.stages.work import Interrupted, Outcome, Work
+from pipeline.train.distributed import World, choose_device, peak_memory
 from shards import Index
 
 FORMAT = 1
@@ -37,7 +36,11 @@ def run(work: Work) -> Outcome:
         Interrupted: asked to stop; the task is short and starts again from its beginning.
     """
     spec = FinetuneSpec.model_validate(work.task.spec)
-    device = _device(work)
+    torch.set_num_threads(work.resources.cpus_per_rank)
+    torch.set_flush_denormal(
+        True
+    )  # as in pretraining: collapsed nets make denormals, which are slow on a CPU
+    device = choose_device(work.resources.device, local_rank=work.ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     problem = _problem(work, spec, device)
@@ -68,7 +71,7 @@ def run(work: Work) -> Outcome:
         images_seen=prediction.images_seen,
         device=device.type,
         device_seconds=seconds,
-        peak_memory_bytes=_peak_memory(device),
+        peak_memory_bytes=peak_memory(World(device=device)),
     )
 
 
@@ -123,23 +126,6 @@ def _protocol(name: str) -> Protocol:
         raise UserError(f"no protocol {name!r}{nearest(name, PROTOCOLS)} (expected one of {known})")
     module, function = PROTOCOLS[name].split(":")
     return getattr(importlib.import_module(module), function)
-
-
-def _device(work: Work) -> torch.device:
-    wanted = work.resources.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("a GPU was asked for (device: cuda) and there is none here")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        torch.set_num_threads(work.resources.cpus_per_rank)
-        return torch.device("cpu")
-    return torch.device("cuda", work.ranks.local_rank % torch.cuda.device_count())
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

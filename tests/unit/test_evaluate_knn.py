@@ -19,7 +19,13 @@ def test_vote_is_the_formula() -> None:
             expected[row, targets[neighbour]] += np.exp(values[neighbour] / 0.1)
     expected /= expected.sum(axis=1, keepdims=True)
     found = knn_predict(
-        torch.tensor(bank), torch.tensor(targets), torch.tensor(queries), k=4, num_classes=3, temperature=0.1, chunk=2
+        torch.tensor(bank),
+        torch.tensor(targets),
+        torch.tensor(queries),
+        k=4,
+        num_classes=3,
+        temperature=0.1,
+        chunk=2,
     )
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 

@@ -39,7 +39,9 @@ def test_start_does_not_change_the_solution() -> None:
     far = fit_logistic(x, targets, num_classes=3, weight_decay=1.0)
     cold = fit_logistic(x, targets, num_classes=3, weight_decay=0.01)
     warm = fit_logistic(x, targets, num_classes=3, weight_decay=0.01, start=far)
-    torch.testing.assert_close(predict_logits(x, warm).softmax(1), predict_logits(x, cold).softmax(1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        predict_logits(x, warm).softmax(1), predict_logits(x, cold).softmax(1), atol=1e-4, rtol=0
+    )
 
 
 def test_rotation_for_few_samples_keeps_the_solution() -> None:

@@ -1,0 +1,265 @@
+"""The fine-tune stage on real shards and exported nets, small enough for one core."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import shards
+from pipeline.errors import UserError
+from pipeline.evaluate import features, images
+from pipeline.manifest import Receipt, Task
+from pipeline.nets.backbone import create_backbone
+from pipeline.nets.export import export
+from pipeline.specs import Backbone, FinetuneSettings, FinetuneSpec
+from pipeline.stages import finetune
+from pipeline.stages.work import Done, Interrupted, Work
+
+SIZE = 32
+BACKBONES = {
+    "cnn": Backbone(name="test_resnet"),
+    "vit": Backbone(
+        name="vit_tiny_patch16_224", args={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
+    ),
+}
+COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Coloured noise in three classes, once with single and once with several labels, and two exported nets."""
+    root = tmp_path_factory.mktemp("store")
+    rng = np.random.default_rng(0)
+    single, several = ["path,label,split"], ["path,red,green,blue,split"]
+    (root / "raw").mkdir()
+    for number in range(150):
+        label, other = number % 3, rng.integers(3)
+        colour = (COLOURS[label] + (COLOURS[other] if number % 5 == 0 else COLOURS[label])) / 2
+        pixels = np.clip(colour + rng.normal(0, 50, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "raw" / f"{number:03}.png")
+        split = ("train", "train", "train", "val", "test")[number // 3 % 5]
+        name = "" if number in (0, 1) else "rgb"[label]  # two images without a label
+        single.append(f"{number:03}.png,{name},{split}")
+        present = [int(k in (label, other if number % 5 == 0 else label)) for k in range(3)]
+        several.append(f"{number:03}.png,{','.join(map(str, present))},{split}")
+    for name, lines, columns in (
+        ("single", single, ["label"]),
+        ("several", several, ["red", "green", "blue"]),
+    ):
+        (root / "raw" / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        source = shards.CsvSource(
+            root / "raw", csv=f"{name}.csv", label_columns=columns, split_column="split"
+        )
+        shards.write(source, root / name, shards.ShardOptions(processes=1, seed=0))
+    for arch, backbone in BACKBONES.items():
+        net = create_backbone(backbone, SIZE, seed=0, arch=arch)  # type: ignore[arg-type]
+        export(net, root / "pretrain" / arch, trained={"method": "supervised"})
+    return root
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    features._recent.clear()
+    images._recent.clear()
+
+
+def run(store: Path, folder: Path, *, data: str = "single", **changes: Any) -> tuple[dict[str, Any], Path]:
+    settings = {"epochs": 2, "batch_size": 16, "lr": 1e-3} | changes.pop("settings", {})
+    arch = changes.get("arch", "cnn")
+    given = {
+        "dataset": data,
+        "label": "supervised",
+        "arch": arch,
+        "backbone": BACKBONES[arch],
+        "protocol": "linear",
+        "fraction": 1.0,
+        "seed": 0,
+        "settings": FinetuneSettings(**settings),
+    }
+    spec = FinetuneSpec(**(given | changes))
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = {
+        stage: [done(stage, store / where)] for stage, where in (("shard", data), ("pretrain", "pretrain"))
+    }
+    task = Task("finetune/one", "finetune", spec.model_dump(mode="json"), (), "0" * 64)
+    outcome = finetune.run(Work(task=task, folder=folder, inputs=inputs))
+    json.dumps(outcome.metrics, allow_nan=False)  # what a receipt can hold
+    return outcome.metrics, folder
+
+
+def done(stage: str, folder: Path) -> Done:
+    receipt = Receipt("0" * 64, f"{stage}/x", stage, {}, {}, "", "", 1.0, [], 1)
+    return Done(Task(f"{stage}/x", stage, {}, (), "0" * 64), folder, receipt)
+
+
+def predictions(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "predictions.npz") as stored:
+        return dict(stored)
+
+
+@pytest.mark.parametrize("arch", ["cnn", "vit"])
+@pytest.mark.parametrize("protocol", ["finetune", "linear", "knn"])
+@pytest.mark.parametrize("data", ["single", "several"])
+def test_every_protocol_learns_colours(
+    store: Path, tmp_path: Path, data: str, protocol: str, arch: str
+) -> None:
+    settings = {"epochs": 6, "lr": 3e-3, "augment": "none"}
+    metrics, folder = run(store, tmp_path, data=data, protocol=protocol, arch=arch, settings=settings)
+    index = shards.Index.open(store / data)
+    found = predictions(folder)
+    rows = index.rows("test", labelled=True)
+    np.testing.assert_array_equal(found["rows"], rows)
+    np.testing.assert_array_equal(found["targets"], index.targets(rows))
+    assert found["rows"].dtype == np.int64 and found["probabilities"].dtype == np.float32
+    assert found["targets"].dtype == (np.uint8 if data == "several" else np.int64)
+    assert found["probabilities"].shape == (len(rows), 3)
+    assert metrics["num_labels"] == len(index.rows("train", labelled=True))
+    assert metrics["test"]["macro_auroc"] > 0.85
+    assert ("map" in metrics["test"]) == (data == "several")
+    assert metrics["best_epoch"] >= 1 if protocol == "finetune" else metrics["best_epoch"] == 0
+
+
+def test_unlabelled_images_are_not_learned_from(store: Path, tmp_path: Path) -> None:
+    metrics, _ = run(store, tmp_path, protocol="knn")
+    assert metrics["num_labels"] == len(shards.Index.open(store / "single").rows("train")) - 2
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "linear", "knn"])
+def test_result_does_not_depend_on_what_ran_before(store: Path, tmp_path: Path, protocol: str) -> None:
+    alone, _ = run(store, tmp_path / "alone", protocol=protocol, fraction=0.3)
+    features._recent.clear()
+    images._recent.clear()
+    torch.manual_seed(123)
+    for other in ({"fraction": 1.0}, {"fraction": 0.3, "seed": 5}, {"arch": "vit"}):
+        run(store, tmp_path / "other", **({"protocol": protocol} | other))
+    torch.rand(3)
+    packed, _ = run(store, tmp_path / "packed", protocol=protocol, fraction=0.3)
+    assert packed == alone
+    first, second = predictions(tmp_path / "alone"), predictions(tmp_path / "packed")
+    np.testing.assert_array_equal(first["probabilities"], second["probabilities"])
+
+
+def test_the_callers_random_state_is_left_alone(store: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    run(store, tmp_path, protocol="finetune", settings={"epochs": 1})
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_another_seed_gives_another_training(store: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(store, tmp_path / str(seed), protocol="finetune", seed=seed, settings={"epochs": 1})
+    first, second = (predictions(tmp_path / str(seed))["probabilities"] for seed in (0, 1))
+    assert (first != second).any()
+
+
+def test_packed_tasks_extract_and_decode_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extracted, decoded = [], []
+    extract, decode = features._extract, shards.Index.decode
+    monkeypatch.setattr(
+        features, "_extract", lambda problem, split: extracted.append(1) or extract(problem, split)
+    )
+    monkeypatch.setattr(shards.Index, "decode", lambda self, row: decoded.append(row) or decode(self, row))
+    for protocol in ("linear", "knn"):
+        for seed in (0, 1):
+            run(store, tmp_path, protocol=protocol, seed=seed)
+    assert len(extracted) == 3  # train, val, test; at a fraction of 1 every seed has the same rows
+    run(store, tmp_path, protocol="linear", fraction=0.1)
+    assert len(extracted) == 4
+    assert len(decoded) == len(set(decoded))
+
+
+def test_feature_tables_are_forgotten_in_time(store: Path, tmp_path: Path) -> None:
+    for seed in range(8):
+        run(store, tmp_path, protocol="knn", fraction=0.2, seed=seed)
+    assert len(features._recent) <= features.KEPT
+    assert len(images._recent) <= images.KEPT
+
+
+def test_fraction_of_the_validation_labels_where_asked(store: Path, tmp_path: Path) -> None:
+    full, _ = run(store, tmp_path, protocol="knn", fraction=0.2)
+    part, _ = run(store, tmp_path, protocol="knn", fraction=0.2, settings={"validation": "fraction"})
+    assert full["num_val"] == 30
+    assert part["num_val"] == 6
+    assert part["test"] == full["test"]
+
+
+def test_patience_stops_and_the_best_epoch_is_kept(store: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 12, "patience": 2, "lr": 3e-3, "augment": "none"}
+    metrics, folder = run(store, tmp_path, protocol="finetune", arch="vit", settings=settings)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    scores = [line["val"]["macro_f1"] for line in log]
+    best = int(np.argmax(scores)) + 1
+    assert metrics["best_epoch"] == best
+    assert metrics["val"]["macro_f1"] == max(scores)
+    assert len(log) == min(12, best + 2)
+
+
+def test_max_steps_ends_the_training_and_the_cosine(store: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 50, "max_steps": 8, "lr_min": 1e-5}
+    _, folder = run(store, tmp_path, protocol="finetune", settings=settings)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 8
+    assert [line["step"] for line in log] == [6, 8]  # 88 labels in batches of at most 16
+    assert log[-1]["lr"] == pytest.approx(1e-5)
+    expected = 1e-5 + (1e-3 - 1e-5) * (1 + np.cos(np.pi * 6 / 8)) / 2
+    assert log[0]["lr"] == pytest.approx(expected)
+
+
+def test_the_test_split_is_predicted_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.evaluate import finetune as protocol
+
+    asked = []
+    predict = protocol.predict
+    monkeypatch.setattr(
+        protocol, "predict", lambda problem, net, split: asked.append(split) or predict(problem, net, split)
+    )
+    run(store, tmp_path, protocol="finetune", settings={"epochs": 3})
+    test = shards.Index.open(store / "single").rows("test", labelled=True)
+    touched = [np.array_equal(split.rows, test) for split in asked]
+    assert touched == [False, False, False, True]
+
+
+def test_stop_is_heeded_between_steps(store: Path, tmp_path: Path) -> None:
+    spec = FinetuneSpec(
+        dataset="single",
+        label="supervised",
+        arch="cnn",
+        backbone=BACKBONES["cnn"],
+        protocol="finetune",
+        fraction=1,
+        seed=0,
+        settings=FinetuneSettings(epochs=3),
+    )
+    inputs = {"shard": [done("shard", store / "single")], "pretrain": [done("pretrain", store / "pretrain")]}
+    task = Task("finetune/one", "finetune", spec.model_dump(mode="json"), (), "0" * 64)
+    with pytest.raises(Interrupted):
+        finetune.run(Work(task=task, folder=tmp_path, inputs=inputs, stop_requested=lambda: True))
+    assert not (tmp_path / "predictions.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "lineer"}, "no protocol 'lineer', did you mean 'linear'"),
+        ({"settings": {"select_by": "map"}}, "select_by: no metric 'map' for single-label"),
+        ({"protocol": "finetune", "settings": {"augment": "lite"}}, "lite"),
+    ],
+)
+def test_users_mistakes_get_one_line(
+    store: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run(store, tmp_path, **changes)
+    assert "\n" not in str(caught.value)
