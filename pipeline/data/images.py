@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 
 Fit = Literal["squash", "crop", "pad"]
 Positions = torch.Tensor | np.ndarray | Sequence[int]
+Loader = Callable[[], Image.Image]
+Job = tuple[torch.Tensor, list[Future]]
 GPU_SHARE = 0.25  # of the free GPU memory that a cache may take
 RAM_SHARE = 0.4  # of the free memory of the node, over all of its ranks
 AHEAD = 3  # batches decoded before they are asked for
+CHUNK = 16  # images a thread decodes at a time
 
 
 def square(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
@@ -94,7 +98,7 @@ class ImageSet:
         """Images by their positions in ``rows``: (B, 3, S, S) uint8 on the device."""
         where = torch.as_tensor(positions, dtype=torch.int64)
         if self._cached is None:
-            return self._to_device(self._decode(where.numpy()))
+            return self._to_device(self._decode(where))
         if self.cache == "gpu":
             return self._cached.index_select(0, where.to(self.device, non_blocking=True))
         return self._to_device(self._cached.index_select(0, where))
@@ -102,34 +106,39 @@ class ImageSet:
     def batches(self, orders: Iterable[Positions]) -> Iterator[torch.Tensor]:
         """One batch for each set of positions; where nothing is cached, the coming ones are decoded ahead."""
         if self._cached is not None:
-            yield from map(self.batch, orders)
-            return
-        pending: deque[tuple[torch.Tensor, list[Future]]] = deque()
-        for order in orders:
-            pending.append(self._submit(np.asarray(order)))
+            return map(self.batch, orders)
+        return self.decoded(self._loaders(order) for order in orders)
+
+    def decoded(self, batches: Iterable[Sequence[Loader]]) -> Iterator[torch.Tensor]:
+        """Batches of images from anywhere, the coming ones decoded by threads while the present one is used.
+
+        Only for a set without a cache.
+        """
+        pending: deque[Job] = deque()
+        for loaders in batches:
+            pending.append(self._submit(loaders))
             if len(pending) > AHEAD:
-                yield self._to_device(_finished(*pending.popleft()))
+                yield self._to_device(_finished(pending.popleft()))
         while pending:
-            yield self._to_device(_finished(*pending.popleft()))
+            yield self._to_device(_finished(pending.popleft()))
 
-    def _decode(self, positions: np.ndarray) -> torch.Tensor:
-        return _finished(*self._submit(positions))
+    def _loaders(self, positions: Positions) -> list[Loader]:
+        return [partial(self.index.decode, int(row)) for row in self.rows[np.asarray(positions)]]
 
-    def _submit(self, positions: np.ndarray) -> tuple[torch.Tensor, list[Future]]:
+    def _decode(self, positions: Positions) -> torch.Tensor:
+        return _finished(self._submit(self._loaders(positions)))
+
+    def _submit(self, loaders: Sequence[Loader]) -> Job:
         """Have the threads fill a (B, 3, S, S) tensor."""
-        images = torch.empty((len(positions), 3, self.image_size, self.image_size), dtype=torch.uint8)
+        images = torch.empty((len(loaders), 3, self.image_size, self.image_size), dtype=torch.uint8)
         view = images.numpy()
 
         def fill(begin: int, end: int) -> None:
             for place in range(begin, end):
-                view[place] = square(self.index.decode(int(rows[place])), self.image_size, self.fit)
+                view[place] = square(loaders[place](), self.image_size, self.fit)
 
-        rows = self.rows[positions]
-        chunk = 16
-        return images, [
-            self._pool.submit(fill, begin, min(begin + chunk, len(rows)))
-            for begin in range(0, len(rows), chunk)
-        ]
+        starts = range(0, len(loaders), CHUNK)
+        return images, [self._pool.submit(fill, i, min(i + CHUNK, len(loaders))) for i in starts]
 
     def _to_device(self, images: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":
@@ -148,9 +157,10 @@ class ImageSet:
         return "ram" if wanted * ranks_on_node <= RAM_SHARE * available_memory() else "none"
 
 
-def _finished(images: torch.Tensor, jobs: list[Future]) -> torch.Tensor:
-    for job in jobs:
-        job.result()
+def _finished(job: Job) -> torch.Tensor:
+    images, parts = job
+    for part in parts:
+        part.result()
     return images
 
 

@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from pipeline.data.feed import Feed, IndexedFeed
+from pipeline.data.feed import Feed, IndexedFeed, StreamedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
 from pipeline.errors import UserError
@@ -25,7 +25,7 @@ from pipeline.evaluate.knn import knn_predict
 from pipeline.methods.base import Method
 from pipeline.methods.load import load_method
 from pipeline.methods.options import method_info
-from pipeline.nets.backbone import create_backbone
+from pipeline.nets.backbone import Net, create_backbone
 from pipeline.nets.export import export
 from pipeline.specs import PretrainSpec
 from pipeline.stages.work import Interrupted, Outcome, Work
@@ -70,7 +70,7 @@ def run(work: Work) -> Outcome:
         else:
             loop = Loop(
                 method,
-                _feed(index, images, rows, spec, world),
+                _feed(images, spec, world),
                 training=spec.train,
                 world=world,
                 folder=work.folder,
@@ -98,7 +98,7 @@ def run(work: Work) -> Outcome:
 
 
 def _method(spec: PretrainSpec) -> Method:
-    nets = {
+    nets: dict[str, Net] = {
         arch: create_backbone(backbone, spec.train.image_size, seed=spec.seed, arch=arch)
         for arch, backbone in spec.backbones.items()
     }
@@ -119,13 +119,12 @@ def _images(index: Index, rows: np.ndarray, spec: PretrainSpec, world: World) ->
     )
 
 
-def _feed(index: Index, images: ImageSet, rows: np.ndarray, spec: PretrainSpec, world: World) -> Feed:
+def _feed(images: ImageSet, spec: PretrainSpec, world: World) -> Feed:
     train = spec.train
     if train.reading == "streamed":
         return StreamedFeed(
-            index,
+            images,
             "train",
-            images=images,
             batch_size=train.batch_size,
             rank=world.rank,
             world_size=world.world_size,
@@ -133,7 +132,7 @@ def _feed(index: Index, images: ImageSet, rows: np.ndarray, spec: PretrainSpec, 
             seed=spec.seed,
         )
     sampler = EpochSampler(
-        len(rows),
+        len(images),
         batch_size=train.batch_size,
         rank=world.rank,
         world_size=world.world_size,
@@ -163,7 +162,7 @@ def _probe(index: Index, images: ImageSet, spec: PretrainSpec, world: World) -> 
 def _knn_score(
     index: Index, features: Tensor, targets: np.ndarray, asked: Tensor, truth: np.ndarray
 ) -> float:
-    """k-NN on validation images: accuracy; for multi-label, mean average precision of the classes that occur."""
+    """k-NN on validation images: accuracy; multi-label: mean average precision of the classes that occur."""
     known = torch.from_numpy(targets).to(features.device)
     predicted = knn_predict(features, known, asked, k=KNN, num_classes=len(index.classes)).cpu().numpy()
     if index.task == "multiclass":
