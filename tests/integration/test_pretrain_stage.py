@@ -1,0 +1,111 @@
+"""The pretrain stage from its task to its backbones."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pretrain_cases import BACKBONES, OPTIONS, SIZE, assert_same_bits, settings, write_shards
+
+from pipeline.errors import UserError
+from pipeline.manifest import Receipt, Task
+from pipeline.methods.options import resolve_options
+from pipeline.nets.backbone import create_backbone
+from pipeline.nets.export import load_exported
+from pipeline.specs import PretrainSpec, Resources
+from pipeline.stages import pretrain
+from pipeline.stages.work import Done, Interrupted, Work
+from pipeline.train.checkpoint import list_checkpoints
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def make_work(
+    method, shards, folder, *, archs=("cnn", "vit"), resources=None, options=None, **changed
+) -> Work:
+    spec = PretrainSpec(
+        dataset="tiny",
+        label=method,
+        method=method,
+        options=resolve_options(method, OPTIONS[method] if options is None else options),
+        backbones={arch: BACKBONES[arch] for arch in archs},
+        train=settings(**changed),
+        seed=1,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    task = Task(id=f"pretrain/{method}", stage="pretrain", spec=spec.model_dump(), needs=[], key="0" * 64)
+    sharded = Task(id="shard/tiny", stage="shard", spec={}, needs=[], key="1" * 64)
+    receipt = Receipt(sharded.key, sharded.id, "shard", {}, {}, "", "", 0.0, ["here"], 1)
+    return Work(
+        task=task,
+        folder=folder,
+        inputs={"shard": [Done(sharded, shards, receipt)]},
+        resources=resources or Resources(device="cpu"),
+    )
+
+
+def test_joint_method_leaves_two_backbones_that_plain_timm_loads_and_says_how_they_are(shards, tmp_path):
+    outcome = pretrain.run(make_work("cass_vc", shards, tmp_path, probe_epochs=1, averaging="swa"))
+    images = torch.rand(2, 3, SIZE, SIZE)
+    for arch in ("cnn", "vit"):
+        for classes in (0, 5):
+            plain = timm.create_model(
+                f"local-dir:{tmp_path / arch}", pretrained=True, num_classes=classes
+            ).eval()
+            net = load_exported(tmp_path / arch, num_classes=0).eval()
+            ours = net.features(images)
+            theirs = plain.forward_head(plain.forward_features(net.normalise(images)), pre_logits=True)
+            assert torch.equal(ours, theirs)
+    metrics = json.loads(json.dumps(outcome.metrics))
+    assert metrics["steps"] == 10 and outcome.images_seen == 80 and outcome.device_seconds > 0
+    assert metrics["images_per_second"] > 0 and np.isfinite(metrics["loss"])
+    assert metrics["collapsed"] == {"cnn": False, "vit": False}
+    assert metrics["knn"].keys() == metrics["health"].keys() == {"cnn", "vit"}
+    assert metrics["knn"]["cnn"] == 1.0  # dark or bright: even a random CNN tells
+    assert outcome.peak_memory_bytes > 2**20 and outcome.device == "cpu"
+    assert not (tmp_path / "checkpoints").exists()
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert kinds.count("health") == kinds.count("knn") == 5  # at the start, after 2.6 steps each, at the end
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_supervised_exports_the_initial_weights_as_they_are(shards, tmp_path):
+    outcome = pretrain.run(make_work("supervised", shards, tmp_path, archs=("vit",)))
+    initial = create_backbone(BACKBONES["vit"], SIZE, seed=1, arch="vit").headless().net.state_dict()
+    assert_same_bits(dict(initial), dict(load_exported(tmp_path / "vit", num_classes=0).net.state_dict()))
+    assert outcome.metrics["steps"] == outcome.images_seen == 0
+    assert outcome.metrics["loss"] is None and outcome.metrics["collapsed"] == {"vit": False}
+
+
+def test_batch_norm_refresh_changes_batch_statistics_and_nothing_else(shards, tmp_path):
+    outcome = pretrain.run(make_work("bn_refresh", shards, tmp_path, archs=("cnn",), averaging="none"))
+    assert outcome.images_seen == 80 and outcome.metrics["collapsed"] == {"cnn": False}
+    initial = create_backbone(BACKBONES["cnn"], SIZE, seed=1, arch="cnn").headless().net.state_dict()
+    for name, value in load_exported(tmp_path / "cnn", num_classes=0).net.state_dict().items():
+        refreshed = "running_" in name or "num_batches" in name
+        assert torch.equal(value, initial[name]) != refreshed, name
+
+
+def test_streamed_reading_trains_too(shards, tmp_path):
+    outcome = pretrain.run(make_work("cass", shards, tmp_path, reading="streamed"))
+    assert outcome.metrics["steps"] == 10 and np.isfinite(outcome.metrics["loss"])
+
+
+def test_stopped_stage_is_interrupted_with_its_checkpoint(shards, tmp_path):
+    work = make_work("cass", shards, tmp_path)
+    work.stop_requested = lambda: True
+    with pytest.raises(Interrupted, match="pretrain/cass: stopped after step 1 of 10"):
+        pretrain.run(work)
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(shards, tmp_path):
+    with pytest.raises(UserError, match=r"resources\.device is 'cuda' but PyTorch finds no GPU"):
+        pretrain.run(make_work("cass", shards, tmp_path, resources=Resources(device="cuda")))
