@@ -56,8 +56,9 @@ class Boundary:
         return self._read(before) if before is not None else Agreed()
 
     def settle(self) -> Agreed:
-        """The newest step's answer, waited for."""
-        return self._read(self._newest) if self._newest is not None else Agreed()
+        """The newest step's answer, waited for; :meth:`exchange` will not give it again."""
+        newest, self._newest = self._newest, None
+        return self._read(newest) if newest is not None else Agreed()
 
     def _send_home(self, flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         if not self.lag:

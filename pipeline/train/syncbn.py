@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as collective
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -34,6 +33,22 @@ def _convert(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _convert(child))
     return module
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class CpuSyncBatchNorm(nn.Module):
@@ -81,8 +96,8 @@ class CpuSyncBatchNorm(nn.Module):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         count = x.numel() // x.shape[1] * dist.get_world_size()  # ranks have batches of one size
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        mean = collective.all_reduce(x.sum(axes)) / count
-        var = collective.all_reduce((x - mean.view(shape)).square().sum(axes)) / count
+        mean = _SumOverRanks.apply(x.sum(axes)) / count
+        var = _SumOverRanks.apply((x - mean.view(shape)).square().sum(axes)) / count
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None

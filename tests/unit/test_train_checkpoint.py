@@ -1,0 +1,61 @@
+"""Checkpoints are whole or not there, checked, and hold no code."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from pipeline.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, sound_checkpoint
+
+
+def steps(folder):
+    return [int(path.name[:9]) for path in list_checkpoints(folder)]
+
+
+def test_what_was_saved_is_loaded_and_only_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 10):
+        path = save_checkpoint(tmp_path, {"step": step, "w": torch.full((3,), step / 3)}, step=step, keep=2)
+    assert steps(tmp_path) == [10, 2]
+    assert len(list(tmp_path.iterdir())) == 2
+    state = load_checkpoint(path)
+    assert state["step"] == 10 and torch.equal(state["w"], torch.full((3,), 10 / 3))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_damage_is_found_and_the_one_before_taken(tmp_path, damage):
+    before = save_checkpoint(tmp_path, {"w": torch.zeros(100)}, step=1, keep=2)
+    newest = save_checkpoint(tmp_path, {"w": torch.ones(100)}, step=2, keep=2)
+    content = bytearray(newest.read_bytes())
+    content[100] ^= 4
+    newest.write_bytes({"flip": content, "truncate": content[:-10], "empty": b""}[damage])
+    said = []
+    assert sound_checkpoint(tmp_path, say=said.append) == before
+    assert len(said) == 1 and str(newest) in said[0] and "damaged" in said[0]
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_rest(tmp_path, monkeypatch):
+    old = save_checkpoint(tmp_path, {"step": 1}, step=1, keep=1)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, {"step": 2}, step=2, keep=1)
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    path = save_checkpoint(tmp_path, {"evil": Evil()}, step=1, keep=1)
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_folder_is_no_checkpoint(tmp_path):
+    assert sound_checkpoint(tmp_path / "none", say=print) is None
