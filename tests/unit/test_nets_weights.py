@@ -27,7 +27,8 @@ def hub_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_imagenet_weights_come_from_the_cache_with_their_own_mean_and_std(hub_cache):
+def test_imagenet_weights_come_from_the_cache_unasked_with_their_own_mean_and_std(hub_cache, monkeypatch):
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda **_: pytest.fail("asked the network"))
     source = other_weights("resnet18")
     repo = hub_cache / "models--timm--resnet18.a1_in1k"
     (repo / "refs").mkdir(parents=True)
