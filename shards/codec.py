@@ -156,13 +156,19 @@ def _load_dicom(data: bytes) -> Picture:
     if frame.ndim == 3:
         wide = frame.dtype != np.uint8
         return Picture(Image.fromarray((frame >> 8 if wide else frame).astype(np.uint8)), "", False)
-    values = dicom_pixels.apply_modality_lut(frame, dataset)
-    windowed = "WindowCenter" in dataset or "VOILUTSequence" in dataset
-    if windowed:
-        values = dicom_pixels.apply_voi_lut(values, dataset)
-    values = np.asarray(values, np.float64)
-    low, high = values.min(), values.max()
-    grey = (values - low) * (255 / max(high - low, 1e-12))
+    values = np.asarray(dicom_pixels.apply_modality_lut(frame, dataset), np.float64)
+    if dataset.get("VOILUTSequence"):
+        low, high = 0.0, 2.0 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+        values = dicom_pixels.apply_voi(np.rint(values).astype(np.int64), dataset)
+    elif dataset.get("WindowCenter") is not None:
+        ends = np.array(
+            [-1e9, 1e9]
+        )  # far outside any window: they come out as its darkest and brightest value
+        low, high = dicom_pixels.apply_windowing(ends, dataset)
+        values = dicom_pixels.apply_windowing(values, dataset)
+    else:
+        low, high = values.min(), values.max()
+    grey = np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         grey = 255 - grey
     return Picture(Image.fromarray(np.rint(grey).astype(np.uint8)), "", False)

@@ -138,10 +138,8 @@ def _meta(
     ]
     tables = (SAMPLES, REJECTED, REPORT)
     decided = asdict(options)
-    del (
-        decided["processes"],
-        decided["unlabelled"],
-    )  # the one changes nothing, the other is in the fingerprint
+    del decided["processes"]  # changes nothing
+    del decided["unlabelled"]  # paths of this machine; the images count in the fingerprint
     return {
         "format_version": FORMAT_VERSION,
         "task": facts.listing.task,
