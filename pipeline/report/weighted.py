@@ -87,7 +87,7 @@ def _mean_over_classes(numerator: np.ndarray, denominator: np.ndarray, exists: n
 
 
 class _Ranking:
-    """One class's samples, the most probable first, with the span of equal probabilities around each positive.
+    """One class's samples, the most probable first, and the span of equal probabilities at each positive.
 
     Attributes:
         order: (N,) positions of the samples.
@@ -107,7 +107,7 @@ Score = Callable[[_Ranking, np.ndarray], np.ndarray]
 
 
 def _per_class(score: Score, probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of a ranking score over the classes for which it exists; it gets (N, B) weights in rank order."""
+    """Mean of a ranking score over the classes that have one; it gets (N, B) weights in rank order."""
     by_sample = np.ascontiguousarray(weights.T)  # sums along ranks then run over contiguous memory
     total, classes = np.zeros(len(weights)), np.zeros(len(weights))
     for k in np.flatnonzero(truth.any(axis=0)):

@@ -257,7 +257,7 @@ def test_intervals_resample_patients(
             )
     summary = pd.read_csv(run(entries, tmp_path / "tables") / "summary.csv")
     width = (summary.accuracy_high - summary.accuracy_low).mean()
-    # mean of two seeds: 20 patients would give 2 · 1.96 · sqrt(.24 / 20 / 2), 60 images a width 1.7 times smaller
+    # two seeds of 20 patients: 2 · 1.96 · sqrt(.24 / 20 / 2) = .30; drawing 60 single images would give .18
     assert 0.22 < width < 0.36
 
 
@@ -308,7 +308,7 @@ def test_report_says_the_best_and_marks_collapse(whole: tuple[list[Entry], Path]
 
 
 def broken(entries: list[Entry], log: Path) -> list[Entry]:
-    """DINO's ViT pretraining failed, and with it went its fine-tunings; one fine-tuning of CASS failed by itself."""
+    """DINO's ViT pretraining failed and took its fine-tunings along; one fine-tuning of CASS failed alone."""
     log.write_text("step 1\nRuntimeError: out of memory on gpu7\n\n")
     error = {"kind": "RuntimeError", "message": "loss is\nnot finite", "user_error": False, "log": str(log)}
     changed = []

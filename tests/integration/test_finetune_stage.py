@@ -33,7 +33,7 @@ COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Coloured noise in three classes, once with single and once with several labels, and two exported nets."""
+    """Coloured noise in three classes, with single and with several labels, and two exported nets."""
     root = tmp_path_factory.mktemp("store")
     rng = np.random.default_rng(0)
     single, several = ["path,label,split"], ["path,red,green,blue,split"]
