@@ -19,6 +19,7 @@ from slurm.testbed.settings import Settings, free_ports, slurm_conf, slurmdbd_co
 RECORD = "testbed.json"
 HOSTS = Path("/etc/hosts")
 MUNGE_KEY = Path("/etc/munge/munge.key")
+MUNGE_RECORD = Path("/run/munge/testbed.json")
 
 
 class Testbed:
@@ -78,8 +79,7 @@ class Testbed:
             raise
 
     def _start_all(self, settings: Settings, ports: Sequence[int]) -> None:
-        if (munged := start_munge(self.log)) is not None:
-            self._add(munged)
+        start_munge(self.log)
         if settings.accounting:
             self._start_database(ports[-1])
             self._start_slurmdbd(ports)
@@ -162,8 +162,8 @@ class Testbed:
         end(self._steps())
         for name in ("slurmctld", "slurmdbd", "mariadbd"):
             end([daemon for daemon in daemons if daemon.name == name], patience=15)
-        if not any(_slurm_processes()):  # another testbed may live on this one's munged
-            end([daemon for daemon in daemons if daemon.name == "munged"])
+        if not any(_slurm_processes()):  # testbeds share one munged: the last one ends it
+            end_munge()
 
     def _cancel_jobs(self) -> None:
         environment = {**os.environ, **self.environment}
@@ -214,8 +214,8 @@ class Testbed:
         self._remember(self.settings(), [*self.daemons(), daemon])
 
 
-def start_munge(log: Path) -> Daemon | None:
-    """Make sure that munge answers; returns the munged that had to be started for it, if any.
+def start_munge(log: Path) -> None:
+    """Make sure that munge answers, and write down the munged that has to be started for it, if any.
 
     Raises:
         SlurmError: munge is not installed or does not answer.
@@ -223,17 +223,25 @@ def start_munge(log: Path) -> Daemon | None:
     if shutil.which("munge") is None:
         raise SlurmError(not_installed("munge"))
     if _munge_answers():
-        return None
+        return
     if not MUNGE_KEY.exists():
         MUNGE_KEY.touch(mode=0o600)
         MUNGE_KEY.write_bytes(secrets.token_bytes(128))
         shutil.chown(MUNGE_KEY, "munge", "munge")
-    for name in ("/run/munge", "/var/log/munge", "/var/lib/munge"):
-        Path(name).mkdir(exist_ok=True, mode=0o755)
-        shutil.chown(name, "munge", "munge")
+    for folder in (MUNGE_RECORD.parent, Path("/var/log/munge"), Path("/var/lib/munge")):
+        folder.mkdir(exist_ok=True, mode=0o755)
+        shutil.chown(folder, "munge", "munge")
     started = start("munged", ["munged", "--foreground"], log=log / "munged.log", user="munge")
     wait_until(_munge_answers, "munge", log=log / "munged.log")
-    return started if started.alive() else None  # another testbed was faster
+    if started.alive():  # else another testbed was faster
+        MUNGE_RECORD.write_text(json.dumps(asdict(started)))
+
+
+def end_munge() -> None:
+    """End the munged that a testbed has started; one that was there before stays."""
+    if MUNGE_RECORD.exists():
+        end([Daemon(**json.loads(MUNGE_RECORD.read_text()))])
+        MUNGE_RECORD.unlink(missing_ok=True)
 
 
 def _munge_answers() -> bool:

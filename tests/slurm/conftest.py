@@ -1,0 +1,119 @@
+"""A real Slurm for the tests in this folder.
+
+Fixtures, each a cluster that is brought up at its first use and taken down at the session's end:
+
+- ``testbed``: four nodes (n1 … n4, eight claimed CPUs each), with accounting.
+- ``testbed_without_accounting``: two nodes, no slurmdbd: ``sacct`` fails.
+- ``testbed_with_small_arrays``: two nodes, no accounting, MaxArraySize 5.
+
+Asking for one points SLURM_CONF at it for that test, here and in every subprocess. A requeued job waits
+three seconds there, not two minutes. Partitions: ``main`` (default), and ``low``, whose jobs are preempted by
+those in ``high``.
+
+- ``profile``: a ``slurm.Profile`` without GPUs whose jobs can import this folder's ``calls.py``.
+- ``wait``: ``wait(ids, seconds=60)`` polls until all jobs have ended and returns ``{id: JobState}``.
+
+Without Slurm (or root) the tests are skipped; with CASS_REQUIRE_SLURM=1 in the environment they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import slurm
+from slurm.states import FINAL
+from slurm.testbed.cluster import Testbed
+
+HERE = Path(__file__).parent
+PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd", "mariadb-install-db")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+            if config.pluginmanager.hasplugin("xdist"):
+                item.add_marker(pytest.mark.xdist_group("slurm"))  # one worker, one testbed
+
+
+@pytest.fixture(scope="session")
+def _slurm_installed() -> None:
+    lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    why = f"not installed: {', '.join(lacking)}" if lacking else "not root" if os.geteuid() else ""
+    if why and os.environ.get("CASS_REQUIRE_SLURM") == "1":
+        pytest.fail(f"CASS_REQUIRE_SLURM=1, but a Slurm testbed cannot be had here: {why}", pytrace=False)
+    if why:
+        pytest.skip(f"no Slurm testbed: {why}")
+
+
+def _cluster(folder: Path, *options: str) -> Iterator[Testbed]:
+    command = [sys.executable, "-m", "slurm.testbed"]
+    place = ["--dir", str(folder)]
+    subprocess.run([*command, "up", *place, "--requeue-seconds", "3", *options], check=True)
+    try:
+        yield Testbed(folder)
+    finally:
+        subprocess.run([*command, "down", *place], check=True)
+
+
+@pytest.fixture(scope="session")
+def _with_accounting(_slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    yield from _cluster(tmp_path_factory.mktemp("testbed"), "--nodes", "4")
+
+
+@pytest.fixture(scope="session")
+def _without_accounting(
+    _slurm_installed: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Testbed]:
+    yield from _cluster(tmp_path_factory.mktemp("testbed"), "--nodes", "2", "--no-accounting")
+
+
+@pytest.fixture(scope="session")
+def _with_small_arrays(_slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    folder = tmp_path_factory.mktemp("testbed")
+    yield from _cluster(folder, "--nodes", "2", "--no-accounting", "--max-array-size", "5")
+
+
+@pytest.fixture
+def testbed(_with_accounting: Testbed, monkeypatch: pytest.MonkeyPatch) -> Testbed:
+    monkeypatch.setenv("SLURM_CONF", str(_with_accounting.conf))
+    return _with_accounting
+
+
+@pytest.fixture
+def testbed_without_accounting(_without_accounting: Testbed, monkeypatch: pytest.MonkeyPatch) -> Testbed:
+    monkeypatch.setenv("SLURM_CONF", str(_without_accounting.conf))
+    return _without_accounting
+
+
+@pytest.fixture
+def testbed_with_small_arrays(_with_small_arrays: Testbed, monkeypatch: pytest.MonkeyPatch) -> Testbed:
+    monkeypatch.setenv("SLURM_CONF", str(_with_small_arrays.conf))
+    return _with_small_arrays
+
+
+@pytest.fixture
+def profile() -> slurm.Profile:
+    return slurm.Profile(device="cpu", environment={"PYTHONPATH": str(HERE)})
+
+
+@pytest.fixture
+def wait() -> Callable[..., dict[str, slurm.JobState]]:
+    def poll(ids: Sequence[str], seconds: float = 60) -> dict[str, slurm.JobState]:
+        deadline = time.monotonic() + seconds
+        while True:
+            states = slurm.job_states(ids)
+            if all(state.state in FINAL for state in states.values()):
+                return states
+            assert time.monotonic() < deadline, f"after {seconds} s: {states}"
+            time.sleep(0.3)
+
+    return poll
