@@ -204,7 +204,7 @@ def _notes(collected: Collected, summary: pd.DataFrame) -> str:
     notes = []
     if summary["collapsed"].any():
         notes.append(
-            f"{COLLAPSED} the pretraining collapsed, as the health monitor found: images became alike to its loss"
+            f"{COLLAPSED} the pretraining collapsed: the health monitor found images alike to its loss"
             f" (receipts of {', '.join(_collapsed(collected))})."
         )
     if (summary["n"] == 1).any():
