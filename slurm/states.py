@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slurm.commands import ask
@@ -22,7 +22,7 @@ REASONS = {
     "BadConstraints": "no node can give what it asks for: it will never start",
     "BeginTime": "requeued, waits about two minutes",
     "Dependency": "waits for other jobs",
-    "DependencyNeverSatisfied": "a job it needs failed: it will never start",
+    "DependencyNeverSatisfied": "a job that it needs failed",
     "InvalidAccount": "the account is not valid here",
     "InvalidQOS": "the QOS is not valid here",
     "JobArrayTaskLimit": "as many of its array run as may at once",
@@ -85,11 +85,15 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
         known = _from_sacct({job.split("_")[0] for job in wanted})
     except SlurmError:  # a site without accounting
         known = {}
-    if any(job not in known or known[job].state not in FINAL for job in wanted):
+    if any(_find(job, known).state not in FINAL for job in wanted):
         known |= _from_squeue()
-    return {
-        job: known.get(job, JobState("UNKNOWN", "Slurm does not know this job (any more)")) for job in wanted
-    }
+    return {job: _find(job, known) for job in wanted}
+
+
+def _find(job: str, known: Mapping[str, JobState]) -> JobState:
+    # An array that was cancelled before any element started is listed as one job.
+    found = known.get(job) or known.get(job.split("_")[0])
+    return found or JobState("UNKNOWN", "Slurm does not know this job (any more)")
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -104,7 +108,7 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def _from_sacct(jobs: Iterable[str]) -> dict[str, JobState]:
-    fields = "JobID,State,ExitCode,Elapsed,NodeList,Reason"
+    fields = "JobID,State,ExitCode,Elapsed,NodeList"
     printed = ask(
         [
             "sacct",
@@ -127,8 +131,11 @@ def _from_squeue() -> dict[str, JobState]:
 
 def _read(rows: Iterable[Sequence[str]]) -> dict[str, JobState]:
     states = {}
-    for job, state, exit_code, elapsed, node, why, *_ in rows:
+    for job, state, exit_code, elapsed, node, *more in rows:
         word, _, detail = state.partition(" ")  # "CANCELLED by 1000"
+        why = more[0] if more else ""
+        if word == "CANCELLED" and not detail and not more:  # by nobody; accounting does not keep the reason
+            why = "DependencyNeverSatisfied"
         tells = word == "PENDING" or (word in FINAL and why in ENDINGS)
         if exit_code.isdigit():  # squeue prints what wait() returns
             exit_code = f"{int(exit_code) >> 8}:{int(exit_code) & 127}"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurm.errors import SlurmError
+
 # Below the ephemeral ports, which the kernel hands out by itself, and away from those that ranks meet at.
 PORTS = range(10000, 20000)
 
@@ -21,7 +23,10 @@ class Settings:
         cpus: CPUs that each node claims to have, whatever the machine has.
         accounting: with slurmdbd and its own MariaDB, or as on a site without.
         max_array_size: Slurm's MaxArraySize.
-        requeue_seconds: how long a requeued job waits; Slurm's own default is 120.
+        requeue_seconds: how long a requeued job waits; Slurm's own default is 120, its least 5.
+
+    Raises:
+        SlurmError: a number that Slurm would not take.
     """
 
     nodes: int = 4
@@ -29,6 +34,12 @@ class Settings:
     accounting: bool = True
     max_array_size: int = 1001
     requeue_seconds: int = 120
+
+    def __post_init__(self) -> None:
+        least = {"nodes": 1, "cpus": 1, "max_array_size": 2, "requeue_seconds": 5}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise SlurmError(f"{name} is {getattr(self, name)}; expected {number} or more")
 
     @property
     def node_names(self) -> list[str]:

@@ -7,7 +7,7 @@ Fixtures, each a cluster that is brought up at its first use and taken down at t
 - ``testbed_with_small_arrays``: two nodes, no accounting, MaxArraySize 5.
 
 Asking for one points SLURM_CONF at it for that test, here and in every subprocess. A requeued job waits
-three seconds there, not two minutes. Partitions: ``main`` (default), and ``low``, whose jobs are preempted by
+five seconds there, not two minutes. Partitions: ``main`` (default), and ``low``, whose jobs are preempted by
 those in ``high``.
 
 - ``profile``: a ``slurm.Profile`` without GPUs whose jobs can import this folder's ``calls.py``.
@@ -57,7 +57,7 @@ def _slurm_installed() -> None:
 def _cluster(folder: Path, *options: str) -> Iterator[Testbed]:
     command = [sys.executable, "-m", "slurm.testbed"]
     place = ["--dir", str(folder)]
-    subprocess.run([*command, "up", *place, "--requeue-seconds", "3", *options], check=True)
+    subprocess.run([*command, "up", *place, "--requeue-seconds", "5", *options], check=True)
     try:
         yield Testbed(folder)
     finally:

@@ -58,7 +58,7 @@ def test_chain_runs_in_order_and_a_failure_cancels_only_its_children(testbed, su
     assert [states[job].state for job in (*first, good, bad)] == ["COMPLETED", "COMPLETED", "FAILED"]
     assert states[child_of_good[0]].state == states[last[0]].state == "COMPLETED"
     assert states[child_of_bad[0]].state == "CANCELLED"
-    assert "a job it needs failed" in states[child_of_bad[0]].reason
+    assert "a job that it needs failed" in states[child_of_bad[0]].reason
     assert calls.read(tmp_path, "first")["ended"] <= calls.read(tmp_path, "good")["started"]
     assert not (tmp_path / "never.0").exists()
 
