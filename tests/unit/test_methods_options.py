@@ -11,7 +11,9 @@ from pipeline.specs import Training
 
 
 def test_options_are_read_without_importing_torch():
-    code = "import sys, pipeline.methods.options as o; o.resolve_options('dino'); print('torch' in sys.modules)"
+    code = (
+        "import sys, pipeline.methods.options as o; o.resolve_options('dino'); print('torch' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 

@@ -18,7 +18,14 @@ SPECS = {
         name="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
     ),
 }
-SMALL = {"hidden": 16, "out_dim": 16, "bottleneck": 8, "n_local": 1, "projector_hidden": 16, "projector_dim": 8}
+SMALL = {
+    "hidden": 16,
+    "out_dim": 16,
+    "bottleneck": 8,
+    "n_local": 1,
+    "projector_hidden": 16,
+    "projector_dim": 8,
+}
 NAMES = [name for name, info in METHODS.items() if info.steps == "train"]
 STEP = Progress(step=1, steps=4, epoch=2.0, epochs=4.0, steps_per_epoch=1)
 
@@ -91,7 +98,9 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(ranks, name):
         _, found, found_buffers, _ = rank[name]
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                found[key], value, rtol=1e-3, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}"
+            )
         for key, value in buffers.items():  # dino's centre among them
             torch.testing.assert_close(found_buffers[key], value)
 
