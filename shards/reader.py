@@ -141,8 +141,9 @@ def _is_url(where: str) -> bool:
 def _json(where: str, name: str) -> dict[str, Any]:
     if not _is_url(where):
         return read_json(Path(where) / name)
+    data = _fetch(f"{where}/{name}")
     try:
-        return json.loads(_fetch(f"{where}/{name}"))
+        return json.loads(data)
     except ValueError:
         raise InputError(f"{where}/{name} is not valid JSON") from None
 
@@ -152,9 +153,12 @@ def _fetch(url: str) -> bytes:
 
     try:
         with gopen(url) as file:
-            return file.read()
+            data = file.read()
     except OSError as error:
         raise InputError(f"{url} cannot be read: {_line(error)}") from None
+    if not data:  # a failed transfer may show only in its length
+        raise InputError(f"{url} cannot be read: it is missing or empty")
+    return data
 
 
 def _line(error: Exception) -> str:

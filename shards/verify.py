@@ -51,7 +51,8 @@ def _check_places(path: Path, table: pd.DataFrame) -> list[str]:
         members = {member.name: (member.offset_data, member.size) for member in tar}
     problems = []
     for key, format, offset, length in zip(table["key"], table["format"], table["offset"], table["length"]):
-        if members.pop(f"{key}.{format}", None) != (offset, length) or not members.pop(f"{key}.json", None):
+        image, labels = members.pop(f"{key}.{format}", None), members.pop(f"{key}.json", None)
+        if image != (offset, length) or labels is None:
             problems.append(f"{path.name} does not hold sample {key} where {SAMPLES} says")
     if members:
         problems.append(f"{path.name} holds {len(members)} files that {SAMPLES} does not know")
