@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.protocols import PROTOCOL_NAMES
+from pipeline.evaluate.protocols import MULTILABEL_METRICS, PROTOCOL_NAMES
 from pipeline.methods.options import METHODS, resolve_options, resolve_recipe
 from pipeline.specs import (
     Architecture,
@@ -314,6 +314,13 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             raise _first_error(error, Training, (*where, "train"), origin) from None
         if METHODS[name].joint and set(experiment.backbones) != {"cnn", "vit"}:
             raise origin.error(("backbones",), f"the method {name} needs both a cnn and a vit")
+    for where, metric in (
+        (("finetune", "select_by"), experiment.finetune.select_by),
+        (("report", "metric"), experiment.report.metric),
+    ):
+        if metric not in MULTILABEL_METRICS:  # whether the labels are multiple is known after sharding
+            hint = nearest(metric, MULTILABEL_METRICS) or f" (known: {', '.join(MULTILABEL_METRICS)})"
+            raise origin.error(where, f"unknown metric {metric!r}{hint}")
     baseline = experiment.report.baseline
     if baseline not in experiment.methods:
         raise origin.error(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         sys.exit(run(given))
     except KeyboardInterrupt:
@@ -95,6 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_USER_ERROR)
         raise
+
+
+def _as_interrupt(number: int, frame: object) -> NoReturn:
+    """End on SIGTERM as on Ctrl-C, so that jobs on this machine end with their launcher."""
+    raise KeyboardInterrupt
 
 
 def run(given: argparse.Namespace) -> int:

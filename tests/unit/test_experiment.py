@@ -59,6 +59,7 @@ def test_every_ready_experiment_opens_with_what_it_is_and_its_command():
         (SMALL + "finetune: {protocols: [lineal]}\n", 9, "unknown protocol 'lineal'"),
         (SMALL + "finetune: {fractions: [1, 1]}\n", 9, "twice"),
         (SMALL + "report: {baseline: casss}\n", 9, "did you mean 'cass'"),
+        (SMALL + "report: {metric: f1}\n", 9, "report.metric: unknown metric 'f1'"),
         (SMALL.replace("  vit: {name: test_vit}\n", ""), 2, "needs both a cnn and a vit"),
         (SMALL.replace("digits", "folder"), 1, "root is missing"),
         (SMALL + "resources: {pretrain: {tasks_per_job: 2}}\n", 9, "only finetune tasks share a job"),
