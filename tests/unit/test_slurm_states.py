@@ -1,0 +1,92 @@
+"""What Slurm's commands print, read by stand-ins for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from slurm import JobState, SlurmError, job_states
+from slurm.states import expand
+
+
+@pytest.fixture
+def say(tmp_path, monkeypatch):
+    """``say(sacct=…, squeue=…)``: what the commands print; None: sacct fails. Returns the log of calls."""
+    log = tmp_path / "calls"
+
+    def say(*, sacct: str | None, squeue: str = ""):
+        for name, text in (("sacct", sacct), ("squeue", squeue)):
+            (tmp_path / f"{name}.txt").write_text(text or "")
+            fails = (
+                "echo 'sacct: error: Slurm accounting storage is disabled' >&2; exit 1"
+                if text is None
+                else ""
+            )
+            program = tmp_path / name
+            program.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{fails}\ncat {tmp_path}/{name}.txt\n')
+            program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return log
+
+    return say
+
+
+def test_finished_jobs_take_one_call_of_sacct(say):
+    log = say(
+        sacct="7_0|COMPLETED|0:0|00:01:02|n1\n7_1|FAILED|1:0|00:00:03|n2\n9|TIMEOUT|0:0|01:00:00|n[1-2]\n"
+    )
+    states = job_states(["7_0", "7_1", "9"])
+    assert states["7_0"] == JobState("COMPLETED", "", "n1", "0:0", "00:01:02")
+    assert [state.state for state in states.values()] == ["COMPLETED", "FAILED", "TIMEOUT"]
+    (call,) = log.read_text().splitlines()
+    assert call.endswith("-j 7,9")
+
+
+def test_waiting_jobs_say_why_in_words(say):
+    say(
+        sacct="7_[0-2%2]|PENDING|0:0|00:00:00|None assigned\n",
+        squeue="7_0|PENDING|0|0:00||BeginTime|\n7_1|PENDING|0|0:00||Resources|\n7_2|PENDING|0|0:00||Strange|\n",
+    )
+    states = job_states(["7_0", "7_1", "7_2"])
+    assert [state.reason for state in states.values()] == [
+        "requeued, waits about two minutes",
+        "waits for free nodes",
+        "Strange",
+    ]
+
+
+def test_job_that_accounting_does_not_have_yet_is_found_in_the_queue(say):
+    say(sacct="", squeue="8|RUNNING|0|0:05|n3|None|\n")
+    assert job_states(["8"]) == {"8": JobState("RUNNING", "", "n3", "0:0", "0:05")}
+
+
+def test_site_without_accounting(say):
+    say(sacct=None, squeue="8|FAILED|256|0:05|n3|NonZeroExitCode|\n")
+    states = job_states(["8", "9"])
+    assert states["8"] == JobState("FAILED", "ended with an error", "n3", "1:0", "0:05")
+    assert states["9"].state == "UNKNOWN"
+
+
+def test_cancelled_says_by_whom_or_that_a_parent_failed(say):
+    say(sacct="1|CANCELLED by 1000|0:0|00:00:00|\n2|CANCELLED|0:0|00:00:00|\n")
+    states = job_states(["1", "2", "2_4"])
+    assert states["1"] == JobState("CANCELLED", "by 1000", "", "0:0", "00:00:00")
+    assert states["2"].reason == states["2_4"].reason == "a job that it needs failed"
+
+
+def test_cluster_that_does_not_answer_is_an_error(say, tmp_path):
+    say(sacct=None)
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2\nexit 1\n"
+    )
+    with pytest.raises(SlurmError, match="'squeue' failed: Unable to contact controller"):
+        job_states(["1"])
+
+
+def test_nothing_asked_nothing_run():
+    assert job_states([]) == {}
+
+
+def test_ranges_of_array_elements_expand():
+    assert expand("7_[0-2,5%4]") == ["7_0", "7_1", "7_2", "7_5"]
+    assert expand("7_3") == ["7_3"]
+    assert expand("7") == ["7"]
