@@ -126,7 +126,8 @@ class Loop:
             for net in [part for part in method.modules() if isinstance(part, Net)]:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]
         if world.world_size > 1 and self.learns:
-            self.model = DistributedDataParallel(method, static_graph=True)
+            whole = training.accumulate == 1  # a static graph cannot leave out the synchronisation
+            self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)
 
     def run(self) -> Trained:
         """Train from the newest sound checkpoint, or from the start.

@@ -27,6 +27,7 @@ def _train(world, method, archs, shards, folder, training):
     torch.save(weights(trained), folder / f"weights-{world.rank}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "archs"), [("simclr", ("cnn",)), ("cass_vc", ("cnn", "vit"))])
 def test_two_ranks_give_the_losses_of_one(method, archs, shards, tmp_path):
     training = settings(epochs=3, lr=1e-3, optimizer="sgd", checkpoint_steps=None)
