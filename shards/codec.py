@@ -12,13 +12,22 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}  # read from folders
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # all that Pillow may try
-Image.init()  # or it knows only some of them by name
+PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, TiffImagePlugin)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # theirs: all that Pillow may try
 JPEG_QUALITY = 95
 THUMBNAIL = 16  # side of the grey thumbnail that near-duplicates are compared by, in pixels
 GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-MIN_CORRELATION = 0.98  # between grey thumbnails
+MIN_CORRELATION = 0.99  # between grey thumbnails
 MAX_DISTANCE = 10  # of 64 bits, between difference hashes
 LISTED = 1000  # near-duplicates named in the report
 BLOCK = 2048  # images a side of one matrix product
@@ -38,10 +38,10 @@ def near(
 ) -> tuple[list[Pair], int]:
     """Pictures in different splits that look alike but are not identical.
 
-    Two pictures are near if their grey thumbnails correlate by at least 0.98 and their 64-bit difference
-    hashes differ in at most 10 bits. That finds copies that were compressed, scaled, brightened or cropped
-    by a few percent. The hash alone would not do: in sets of one kind, such as chest X-rays, a third
-    of all pairs are within 10 bits.
+    Two pictures are near if their grey thumbnails correlate by at least 0.99 and their 64-bit difference
+    hashes differ in at most 10 bits. That finds copies that were compressed, scaled or brightened a
+    little. The hash alone would not do: in sets of one kind, such as chest X-rays, a third of all pairs
+    are within 10 bits.
 
     Args:
         hashes: (N,) difference hashes.

@@ -232,10 +232,7 @@ class _OpenFiles:
         self.folder = folder
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
+        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -259,6 +256,8 @@ class _OpenFiles:
         return data
 
     def _file(self, name: str, path: Path) -> _Descriptor:
+        if self._process != os.getpid():  # a thread of the parent may have held the lock at the fork
+            self._process, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             file = self._open.pop(name, None) or _Descriptor(path)
             self._open[name] = file

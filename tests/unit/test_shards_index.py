@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -148,6 +149,8 @@ def test_few_files_stay_open(digits, monkeypatch):
         index.read(row)
     assert len(os.listdir("/proc/self/fd")) <= before + 3
     del index
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_equal_datasets_have_equal_fingerprints(digits, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import threading
 from collections import Counter
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -114,6 +115,7 @@ def test_stretches_are_even_and_cover_the_ring_whatever_the_sizes():
         assert all(0 <= place < sizes[int(name)] for name, place in places)
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads HTTP through curl")
 def test_over_http(three):
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:

@@ -29,6 +29,18 @@ def test_rare_class_reaches_every_split():
     assert sorted(splits[90:]) == ["test", "train", "val"]
 
 
+@pytest.mark.parametrize("sizes", [(3, 4, 5, 6), (3, 100), (11, 12, 13), (9, 3, 3, 3, 3, 3)])
+def test_class_of_three_or_more_images_is_in_all_splits(sizes):
+    labels = [(f"class {place}",) for place, size in enumerate(sizes) for _ in range(size)]
+    for seed in range(5):
+        splits = make_splits([str(i) for i in range(len(labels))], labels, SHARES, seed=seed)
+        table = Counter(zip(labels, splits))
+        for place, size in enumerate(sizes):
+            for split, share in SHARES.items():
+                count = table[(f"class {place}",), split]
+                assert count >= 1 and (abs(count - share * size) < 1 or size < 10)
+
+
 def test_groups_stay_whole_and_shares_hold():
     rng = random.Random(1)
     units = [f"patient {rng.randrange(300)}" for _ in range(1500)]

@@ -377,6 +377,11 @@ def test_file_that_changes_while_sharding_is_named(tmp_path):
         write(FolderSource(root), tmp_path / "out", progress=meddle)
 
 
+def test_death_of_a_process_is_one_line():
+    with pytest.raises(InputError, match="a process that reads images died"), parallel.Pool(2, 1000) as pool:
+        list(pool.map(os._exit, [(1,)]))
+
+
 def test_progress_ends_at_the_total(tmp_path):
     seen = []
     write(FolderSource(classes(tmp_path / "in")), tmp_path / "out", progress=lambda *args: seen.append(args))
