@@ -55,8 +55,8 @@ def is_collapsed(health: dict[str, float]) -> bool:
     way), or if the effective rank is below 1.5 (they lie on one line).
 
     Measured with small random nets after 6 epochs of digits at 32 px, CNN and ViT: ``cass`` 0.994 and 1.000,
-    ``cass_vc`` 0.08 and 0.09. DINO with a short schedule stays at uniform outputs (loss ln K) on the ViT, 0.9999,
-    and is called collapsed too; its CNN had 0.96.
+    ``cass_vc`` 0.08 and 0.09. DINO with a short schedule stays at uniform outputs (loss ln K) on the ViT,
+    0.9999, and is called collapsed too; its CNN had 0.96.
 
     Args:
         health: :func:`describe` of the embedding, its names prefixed with ``embedding_``.
