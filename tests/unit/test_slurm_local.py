@@ -1,0 +1,224 @@
+"""The scheduler of one machine: order, room, failures, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slurm import LocalJob, LocalScheduler, Request, SlurmError
+from slurm.local import visible_gpus
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run jobs on a machine of two CPUs; returns the events in order."""
+
+    def run(*jobs, cpus=2, gpus=0):
+        events = []
+        LocalScheduler(tmp_path / "logs", cpus=cpus, gpus=gpus).run(jobs, events.append)
+        return events
+
+    return run
+
+
+def writer(path: Path, *, seconds: float = 0):
+    """A call that writes when it ran and what it saw to ``PATH.RANK``. (A closure: pickled by value.)"""
+
+    def write() -> None:
+        import json
+        import os
+        import time
+
+        started = time.time()
+        time.sleep(seconds)
+        said = {"started": started, "ended": time.time(), "environment": dict(os.environ), "pid": os.getpid()}
+        rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
+        path.with_name(f"{path.name}.{rank}").write_text(json.dumps(said))
+
+    return write
+
+
+def failing():
+    def fail() -> None:
+        raise ValueError("asked to fail")
+
+    return fail
+
+
+def read(path: Path, rank: int = 0) -> dict:
+    return json.loads(path.with_name(f"{path.name}.{rank}").read_text())
+
+
+def test_children_run_after_their_parents_and_after_a_failure_as_asked(run, tmp_path):
+    events = run(
+        LocalJob("last", writer(tmp_path / "last"), after_any=("child", "good")),
+        LocalJob("child", writer(tmp_path / "child"), after_ok=("bad",)),
+        LocalJob("good", writer(tmp_path / "good")),
+        LocalJob("bad", failing()),
+    )
+    order = [(event.kind, event.name) for event in events]
+    assert (
+        order.index(("failed", "bad"))
+        < order.index(("cancelled", "child"))
+        < order.index(("started", "last"))
+    )
+    assert order.index(("finished", "good")) < order.index(("started", "last"))
+    assert not (tmp_path / "child.0").exists()
+    ended = {event.name: event for event in events if event.kind in ("finished", "failed")}
+    assert (ended["good"].exit_status, ended["bad"].exit_status) == (0, 1)
+    assert "ValueError: asked to fail" in ended["bad"].logs[0].read_text()
+
+
+def test_as_many_jobs_at_once_as_the_machine_holds(run, tmp_path):
+    run(*(LocalJob(f"job{number}", writer(tmp_path / f"job{number}", seconds=1)) for number in range(4)))
+    ran = [read(tmp_path / f"job{number}") for number in range(4)]
+    at_once = [sum(a["started"] <= b["started"] < a["ended"] for a in ran) for b in ran]
+    assert max(at_once) == 2
+
+
+def test_job_larger_than_the_machine_runs_alone_with_all_its_ranks(run, tmp_path):
+    large = Request(nodes=2, ranks_per_node=2, cpus_per_rank=3)
+    events = run(
+        LocalJob("small", writer(tmp_path / "small", seconds=0.5)),
+        LocalJob("large", writer(tmp_path / "large"), large),
+        LocalJob("late", writer(tmp_path / "late")),
+    )
+    assert [event.name for event in events] == ["small", "small", "large", "large", "late", "late"]
+    seen = [read(tmp_path / "large", rank)["environment"] for rank in range(4)]
+    assert {entry["SUBMITIT_LOCAL_NTASKS"] for entry in seen} == {"4"}
+    assert {entry["OMP_NUM_THREADS"] for entry in seen} == {"3"}
+
+
+def test_gpus_are_shared_out_and_never_twice_at_once(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    one_gpu = Request(gpus_per_rank=1)
+    jobs = [
+        LocalJob("left", writer(tmp_path / "left", seconds=1), one_gpu),
+        LocalJob("right", writer(tmp_path / "right", seconds=1), one_gpu),
+        LocalJob("none", writer(tmp_path / "none")),
+    ]
+    LocalScheduler(tmp_path / "logs", cpus=8).run(jobs)
+    seen = [
+        read(tmp_path / name)["environment"]["CUDA_VISIBLE_DEVICES"] for name in ("left", "right", "none")
+    ]
+    assert sorted(seen) == ["", "GPU-a", "GPU-b"]
+
+
+def test_more_gpus_than_there_are_is_said_before_anything_starts(run, tmp_path):
+    with pytest.raises(SlurmError, match="wants asks for 4 GPUs; this machine has 1"):
+        run(
+            LocalJob("first", writer(tmp_path / "first")),
+            LocalJob("wants", failing(), Request(ranks_per_node=4, gpus_per_rank=1)),
+            gpus=1,
+        )
+    assert not (tmp_path / "logs").exists()
+
+
+def test_visible_gpus_are_those_of_the_environment(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert visible_gpus() == ("2", "5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == ()
+
+
+def test_surrounding_job_is_hidden_from_the_ranks(run, tmp_path, monkeypatch):
+    for name in ("SLURM_PROCID", "SLURM_STEP_ID", "RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "3")
+    run(LocalJob("job", writer(tmp_path / "job")))
+    seen = read(tmp_path / "job")["environment"]
+    assert not {"SLURM_PROCID", "SLURM_STEP_ID", "RANK", "MASTER_ADDR"} & set(seen)
+
+
+def test_failed_rank_ends_the_others(run):
+    def fail_or_wait() -> None:
+        import os
+        import time
+
+        if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
+            raise ValueError("no")
+        time.sleep(300)
+
+    started = time.monotonic()
+    events = run(LocalJob("job", fail_or_wait, Request(ranks_per_node=2)))
+    assert events[-1].kind == "failed"
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("jobs", "complaint"),
+    [
+        ([("a", ("b",))], "a waits for 'b', which is none of the jobs"),
+        ([("a", ("b",)), ("b", ("a",))], "a waits for 'b', which waits for it in turn"),
+        ([("a", ()), ("a", ())], "two jobs are named 'a'"),
+    ],
+)
+def test_jobs_that_could_never_all_run_are_refused(run, jobs, complaint):
+    with pytest.raises(SlurmError, match=complaint):
+        run(*(LocalJob(name, failing(), after_ok=after) for name, after in jobs))
+
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from slurm import LocalJob, LocalScheduler, Request, StopFlag
+
+class Wait:
+    def __init__(self, folder, stops): self.folder, self.stops = folder, stops
+    def __call__(self):
+        import os, time
+        from slurm import StopFlag
+        stop = StopFlag().install() if self.stops else (lambda: False)
+        rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
+        (self.folder / f"{self.stops}.{rank}").write_text(str(os.getpid()))
+        while not stop():
+            time.sleep(0.05)
+        (self.folder / f"checkpoint.{rank}").touch()
+
+folder = Path(sys.argv[1])
+jobs = [LocalJob("a", Wait(folder, True), Request(ranks_per_node=2)), LocalJob("b", Wait(folder, False))]
+try:
+    LocalScheduler(folder / "logs", cpus=3).run(jobs)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_a_stopped_launcher_and_checkpoints_are_written(tmp_path, number):
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    files = [tmp_path / name for name in ("True.0", "True.1", "False.0")]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in files))
+    ranks = [int(path.read_text()) for path in files]
+    launcher.send_signal(number)
+    output, errors = launcher.communicate(timeout=30)
+    wait_for(lambda: not any(alive(pid) for pid in ranks))
+    assert (tmp_path / "checkpoint.0").exists() and (tmp_path / "checkpoint.1").exists()
+    assert output.split() == (["interrupted"] if number == signal.SIGINT else [])
+    assert errors == ""
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
