@@ -27,7 +27,8 @@ class ShardOptions:
         shard_samples: most samples a tar.
         unlabelled: folders of images without labels for pretraining; relative ones are below the source's
             root (the working directory for digits).
-        processes: at most so many that read and write; None: one a CPU core of this process.
+        processes: at most so many that read and write; None: one a CPU core. With more than 1, the calling
+            script needs its `if __name__ == "__main__":`, as they begin by importing it.
     """
 
     splits: dict[str, float] = field(default_factory=lambda: dict(SHARES))
@@ -37,7 +38,7 @@ class ShardOptions:
     max_rejected: float = 0.05
     shard_samples: int = 1000
     unlabelled: Sequence[str | Path] = ()
-    processes: int | None = None
+    processes: int | None = 1
 
     def __post_init__(self) -> None:
         if set(self.splits) != set(SPLITS) or abs(sum(self.splits.values()) - 1) > 1e-6:
