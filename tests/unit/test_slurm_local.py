@@ -197,11 +197,12 @@ def test_nothing_outlives_a_stopped_launcher_and_checkpoints_are_written(tmp_pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     files = [tmp_path / name for name in ("True.0", "True.1", "False.0")]
     wait_for(lambda: all(path.exists() and path.read_text() for path in files))
     ranks = [int(path.read_text()) for path in files]
-    launcher.send_signal(number)
+    os.killpg(launcher.pid, number)  # as a terminal's Ctrl-C does
     output, errors = launcher.communicate(timeout=30)
     wait_for(lambda: not any(alive(pid) for pid in ranks))
     assert (tmp_path / "checkpoint.0").exists() and (tmp_path / "checkpoint.1").exists()
