@@ -43,9 +43,8 @@ def run(work: Work) -> Outcome:
     images = _plots(collected, summary, folder, settings.metric)
     report = markdown.render(spec.experiment, collected, summary, gains, cost, images, settings)
     (folder / "report.md").write_text(report)
-    states = collected.results["status"].value_counts()
     work.progress(4, 4, "done")
-    return Outcome(metrics={state: int(states.get(state, 0)) for state in ("done", "failed", "missing")})
+    return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished]})
 
 
 def _plots(collected: Collected, summary: pd.DataFrame, folder: Path, metric: str) -> dict[str, list[Path]]:

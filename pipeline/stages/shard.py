@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import shards
@@ -29,18 +28,15 @@ def run(work: Work) -> Outcome:
         unlabelled=dataset.unlabelled,
         processes=work.resources.cpus_per_rank,
     )
-    # The writer makes a whole folder at once and renames it; its files then move beside the bookkeeping.
-    whole = work.folder / "writing"
-    shutil.rmtree(whole, ignore_errors=True)
-    index = shards.write(source_of(dataset), whole, options, progress=work.progress)
-    for path in whole.iterdir():
-        path.replace(work.folder / path.name)
-    whole.rmdir()
+    index = shards.write(source_of(dataset), work.folder, options, progress=work.progress)
+    for warning in index.warnings:
+        print(f"warning: {warning}", flush=True)
     samples = index.samples
     return Outcome(
         metrics={
             "task": index.task,
             "classes": index.classes,
+            "warnings": index.warnings,
             "samples": {split: int((samples["split"] == split).sum()) for split in SPLITS},
         }
     )
