@@ -21,7 +21,7 @@ SHORT = [f"resources.{stage}.minutes=10" for stage in ("shard", "finetune", "agg
 
 @pytest.fixture
 def launch(tmp_path):
-    """``launch(*arguments, settings=…)`` runs ``python -m pipeline.launch`` with this test's store and runs."""
+    """``launch(*arguments, settings=…)`` runs ``python -m pipeline.launch`` in this test's folders."""
 
     def run(*arguments: str, settings=(), check: int | None = 0) -> subprocess.CompletedProcess[str]:
         sets = [word for setting in settings for word in ("--set", setting)]
