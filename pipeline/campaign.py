@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +98,11 @@ class Campaign:
             if cluster.name == "local":
                 return self._run_here(pending)
             self._submit(pending, cluster.profile)
-        view.print_submitted(self.folder, self.manifest, len(pending), len(active))
-        return self._wait() if wait else 0
+        view.print_submitted(self.folder, len(pending), len(active), waiting=wait)
+        if not wait:
+            return 0
+        asked = active | {task.id for task in pending}
+        return self._wait([task for task in self.manifest.tasks if task.id in asked])
 
     def _carry_over_jobs(self, cluster: Cluster) -> set[str]:
         """Take the job ids of an earlier launch; returns the tasks whose jobs are alive."""
@@ -194,13 +198,11 @@ class Campaign:
         self.manifest.write(self.path)
         view.print_array(array, ids)
 
-    def _wait(self) -> int:
-        import time
-
-        ids = sorted(set(self.manifest.jobs.values()))
+    def _wait(self, asked: list[Task]) -> int:
+        ids = sorted({self.manifest.jobs[task.id] for task in asked})
         while any(state.state in ALIVE for state in slurm.job_states(ids).values()):
             time.sleep(5)
-        return view.print_outcome(self.manifest, self.folder, list(self.manifest.tasks))
+        return view.print_outcome(self.manifest, self.folder, asked)
 
 
 def request_of(resources: Resources, *, gpu_there: bool) -> slurm.Request:

@@ -92,10 +92,12 @@ def print_array(array: Sequence[Job], ids: Sequence[str]) -> None:
     console().print(f"submitted {tasks} {array[0].stage} task{'s' * (tasks > 1)} as {jobs}: {what}")
 
 
-def print_submitted(folder: Path, manifest: Manifest, submitted: int, active: int) -> None:
+def print_submitted(folder: Path, submitted: int, active: int, *, waiting: bool) -> None:
     running = f"; {active} were submitted before and are still on their way" if active else ""
-    console().print(f"{submitted} tasks submitted{running}. Nothing has to stay alive here.")
-    _print_next(folder)
+    rest = "Waiting for them; Ctrl-C leaves them running." if waiting else "Nothing has to stay alive here."
+    console().print(f"{submitted} tasks submitted{running}. {rest}")
+    if not waiting:
+        _print_next(folder)
 
 
 def print_outcome(

@@ -1,1 +1,1 @@
-"""The four stages: shard, pretrain, finetune, aggregate. Each module has ``FORMAT`` and ``run(work)``."""
+"""The four stages: shard, pretrain, finetune, aggregate. Each module has ``run(work)``."""

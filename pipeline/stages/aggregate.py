@@ -13,8 +13,6 @@ from pipeline.report.load import Collected, collect
 from pipeline.specs import AggregateSpec
 from pipeline.stages.work import Outcome, Work
 
-FORMAT = 1
-
 
 def run(work: Work) -> Outcome:
     """Write results.csv, summary.csv, gains.csv, cost.csv, report.md and the plots into the task's folder.

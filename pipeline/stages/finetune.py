@@ -25,8 +25,6 @@ from pipeline.stages.work import Interrupted, Outcome, Work
 from pipeline.train.distributed import World, choose_device, peak_memory
 from shards import Index
 
-FORMAT = 1
-
 
 def run(work: Work) -> Outcome:
     """Learn from the drawn labels, predict the test split once, and write both down.

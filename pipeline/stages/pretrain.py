@@ -42,7 +42,6 @@ from pipeline.train.probe import (
 )
 from shards import Index
 
-FORMAT = 1
 KNN = 20
 
 

@@ -37,7 +37,7 @@ def launch(tmp_path):
 @pytest.fixture
 def profile_file(tmp_path):
     path = tmp_path / "cluster.yaml"
-    path.write_text(f"device: cpu\npython: {sys.executable}\n")
+    path.write_text(f"device: cpu\npython: {sys.executable}\narray_limit: 1\n")
     return str(path)
 
 
@@ -76,7 +76,8 @@ def test_chain_on_slurm_gives_the_bits_of_the_chain_on_one_machine(
 
 @pytest.mark.timeout(600)
 def test_failing_method_stops_no_other_and_is_named_in_the_tables(testbed, launch, profile_file, tmp_path):
-    broken = ["methods.broken={method: simclr, weights: /nowhere/weights.pth}", "finetune.protocols=[linear]"]
+    methods = "methods={supervised: {}, broken: {method: simclr, weights: /nowhere/weights.pth}}"
+    broken = [methods, "finetune.protocols=[linear]"]
     launched = launch(
         "all", str(TINY), "--cluster", profile_file, "--wait", settings=[*broken, *SHORT], check=2
     )
