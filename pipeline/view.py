@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from slurm import JobEvent, Profile
 
 
+PIPE_COLUMNS = 160
+
+
 def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    # Beyond a terminal (a log file, a pipe) lines are not folded.
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    # Beyond a terminal (a log file, a pipe) lines are not folded, and tables get the room they need.
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else PIPE_COLUMNS
+    )
 
 
 def print_experiments(ready: Mapping[str, Path]) -> None:

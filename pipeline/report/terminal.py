@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pipeline.evaluate.protocols import MULTILABEL_METRICS
@@ -12,6 +13,8 @@ from pipeline.evaluate.protocols import MULTILABEL_METRICS
 
 def terminal(path: Path, *, metric: str = "macro_f1") -> Table:
     """A row a method × net × protocol, a column a label fraction, one metric with its interval.
+
+    With three fractions it fits into 80 columns.
 
     Args:
         path: summary.csv.
@@ -25,7 +28,17 @@ def terminal(path: Path, *, metric: str = "macro_f1") -> Table:
         metric = next((name for name in MULTILABEL_METRICS if name in columns), metric)
     fractions = sorted({float(row["fraction"]) for row in rows})
     several = len({row["dataset"] for row in rows}) > 1
-    table = Table(title=f"{metric} on the test split, mean over seeds [interval]", title_justify="left")
+    collapsed = {
+        (row["dataset"], row["arch"], row["method"]) for row in rows if row["collapsed"] not in ("", "0")
+    }
+    table = Table(
+        title=f"{metric} on the test split: mean over seeds \\[interval]",
+        caption="† collapsed in pretraining" if collapsed else None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for name in [*(["dataset"] if several else []), "net", "protocol", "method"]:
         table.add_column(name, no_wrap=True)
     for fraction in fractions:
@@ -40,7 +53,8 @@ def terminal(path: Path, *, metric: str = "macro_f1") -> Table:
             table.add_section()
         section = place[:3]
         values = [_cell(cells[place].get(fraction), metric) for fraction in fractions]
-        table.add_row(*(place if several else place[1:]), *values)
+        mark = " [red]†[/]" if (place[0], place[1], place[3]) in collapsed else ""
+        table.add_row(*(place[:3] if several else place[1:3]), f"{place[3]}{mark}", *values)
     return table
 
 
@@ -53,7 +67,8 @@ def _cell(row: dict[str, str] | None, metric: str) -> str:
         return "-"
     text = f"{float(row[metric]):.3f}"
     if row[f"{metric}_low"]:
-        text += f" \\[{float(row[f'{metric}_low']):.2f}, {float(row[f'{metric}_high']):.2f}]"
+        low, high = (f"{float(row[f'{metric}_{end}']):.2f}".removeprefix("0") for end in ("low", "high"))
+        text += f" \\[{low} {high}]"
     if row["n"] != row["planned"]:
         text += f" [yellow]{row['n']}/{row['planned']} seeds[/]"
-    return text + (" [red]collapsed[/]" if row["collapsed"] != "0" else "")
+    return text

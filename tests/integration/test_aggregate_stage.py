@@ -364,14 +364,15 @@ def test_nothing_done_still_gives_every_file(whole: tuple[list[Entry], Path], tm
 
 def test_terminal_table_reads_the_summary(whole: tuple[list[Entry], Path], tmp_path: Path) -> None:
     folder = run(broken(whole[0], tmp_path / "job.log"), tmp_path / "tables")
-    console = Console(width=140, record=True, file=(tmp_path / "out.txt").open("w"))
+    console = Console(width=110, record=True, file=(tmp_path / "out.txt").open("w"))
     console.print(terminal(folder / "summary.csv"))
     text = console.export_text()
     assert "10 % labels" in text and "100 % labels" in text
-    assert text.count("missing") == 2 and "1/2 seeds" in text and "collapsed" in text
+    assert text.count("missing") == 2 and "1/2 seeds" in text and "† collapsed" in text
     summary = pd.read_csv(folder / "summary.csv")
     best = summary.query("method == 'dino' and arch == 'cnn' and fraction == 1").iloc[0]
-    assert f"{best.macro_f1:.3f} [{best.macro_f1_low:.2f}, {best.macro_f1_high:.2f}]" in text
+    low, high = (f"{value:.2f}".removeprefix("0") for value in (best.macro_f1_low, best.macro_f1_high))
+    assert f"{best.macro_f1:.3f} [{low} {high}]" in text
 
 
 def test_unknown_metric_is_refused(whole: tuple[list[Entry], Path], tmp_path: Path) -> None:
