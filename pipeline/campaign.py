@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pipeline.experiment import Experiment
 from pipeline.jobs import Job, TaskJob, arrays, pack
 from pipeline.manifest import Manifest, Task, lock
 from pipeline.plan import plan
+from pipeline.preflight import preflight
 from pipeline.specs import Resources
 from pipeline.states import is_done, pending_tasks
 from slurm.local import visible_gpus
@@ -90,11 +92,14 @@ class Campaign:
         with lock(self.folder / "manifest.lock"):
             active = self._carry_over_jobs(cluster)
             pending = self._startable(pending_tasks(self.manifest, stages, active), active)
-            preflight(self.experiment, pending)
+            preflight(pending)
             self.manifest.write(self.path)
             if not pending and not active:
                 view.print_nothing_to_do(self.folder)
                 return 0
+            for task in pending:  # what an earlier attempt left must not be taken for this one's
+                for stale in ("error.json", "progress.json"):
+                    (self.manifest.folder(task) / stale).unlink(missing_ok=True)
             if cluster.name == "local":
                 return self._run_here(pending)
             self._submit(pending, cluster.profile)
@@ -132,27 +137,34 @@ class Campaign:
         return {task for task, job in unfinished.items() if job in states and states[job].state in ALIVE}
 
     def _startable(self, pending: list[Task], active: set[str]) -> list[Task]:
-        """Leave out, with a word, the tasks whose needs neither are done nor will be run."""
+        """Leave out, with a word, the tasks whose needs neither are done nor will be run.
+
+        Raises:
+            UserError: no task would be left.
+        """
         coming = active | {task.id for task in pending}
-        startable = []
+        startable: list[Task] = []
+        lacking: dict[str, list[str]] = {}
         for task in pending:
-            lacking = [
+            missing = [
                 need
                 for need in task.needs
                 if need not in coming and self.manifest.receipt(self.manifest.task(need)) is None
             ]
-            if lacking and task.stage != "aggregate":
-                view.print_skipped(task.id, lacking)
+            if missing and task.stage != "aggregate":
+                lacking[task.id] = missing
                 coming.discard(task.id)
             else:
                 startable.append(task)
+        if lacking:
+            said = view.left_out(lacking)
+            if not startable and not active:
+                raise UserError(f"nothing can be run: {said}; leave out --only, or add that stage to it")
+            print(f"left out: {said}", file=sys.stderr)
         return startable
 
     def _run_here(self, pending: list[Task]) -> int:
         jobs = pack(pending)
-        for task in pending:
-            for stale in ("error.json", "progress.json"):
-                (self.manifest.folder(task) / stale).unlink(missing_ok=True)
         scheduler = slurm.LocalScheduler(self.folder / "logs")
         local = [
             slurm.LocalJob(
@@ -218,31 +230,13 @@ def request_of(resources: Resources, *, gpu_there: bool) -> slurm.Request:
     )
 
 
-def preflight(experiment: Experiment, pending: Sequence[Task]) -> None:
-    """Find before anything is submitted what would only be found by a job later.
-
-    Raises:
-        UserError, shards.InputError: a missing folder or CSV column, an unknown timm name.
-    """
-    stages = {task.stage for task in pending}
-    if "shard" in stages:
-        from pipeline.stages.shard import check_source
-
-        for task in pending:
-            if task.stage == "shard":
-                check_source(task)
-    if "pretrain" in stages:
-        from pipeline.nets.architectures import check_architecture
-
-        for arch, backbone in experiment.backbones.items():
-            check_architecture(backbone.name, arch)
-
-
 def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
+        probe.write_bytes(b"?")  # an empty file fits on a full disk
         probe.unlink()
+    except FileExistsError:
+        raise UserError(f"{folder} is a file; expected a folder, or a name that is free") from None
     except OSError as error:
         raise UserError(f"{folder} is not writable: {error.strerror}") from None
