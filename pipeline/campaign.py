@@ -45,7 +45,7 @@ def choose_cluster(where: str) -> Cluster:
     if where not in ("auto", "slurm") and not where.endswith((".yaml", ".yml")):
         raise UserError(f"--cluster {where}: expected auto, local, slurm or a profile such as cluster.yaml")
     profile = slurm.load_profile(where) if where not in ("auto", "slurm") else slurm.Profile()
-    slurm.require_slurm()
+    slurm.require_controller()
     return Cluster("slurm", profile)
 
 

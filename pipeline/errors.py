@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import errno
+import os
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
 
 
 class UserError(ValueError):
     """Something in the input is wrong; the message names it and says what was expected."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -19,3 +35,30 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, whatever the input it quotes."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# What the disk or its owner refuses. Any other OSError would be a mistake of this program.
+_REFUSALS = frozenset(
+    [
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+        *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+    ]
+)
+
+
+def storage_error(error: BaseException, folder: Path) -> UserError | None:
+    """A full disk or a folder that refuses, as one line; None if the error is something else.
+
+    Args:
+        error: an OSError, or what a library makes of one (safetensors' own error carries its text).
+        folder: named where the error itself names no file.
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return UserError(f"{error.filename or folder} cannot be read or written: {error.strerror}")
+    full = os.strerror(errno.ENOSPC)
+    return UserError(f"{folder} cannot be written: {full}") if full in str(error) else None

@@ -11,7 +11,6 @@ from importlib import resources as package_files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError, nearest
@@ -22,19 +21,22 @@ from pipeline.specs import (
     Backbone,
     Dataset,
     FinetuneSettings,
+    Name,
     ReportSettings,
     Resources,
+    Seed,
     Strict,
     Training,
 )
+from pipeline.strict_yaml import read_yaml
 
 Json = dict[str, Any]
 
 
 def _distinct(values: list) -> list:
-    repeated = {value for value in values if values.count(value) > 1}
+    repeated = dict.fromkeys(str(value) for value in values if values.count(value) > 1)
     if repeated:
-        raise ValueError(f"{', '.join(map(str, sorted(repeated)))} stands there twice")
+        raise ValueError(f"{', '.join(repeated)} stands there twice")
     return values
 
 
@@ -54,8 +56,8 @@ class PretrainSection(Training):
 
 
 class FinetuneSection(FinetuneSettings):
-    protocols: list[str] = ["finetune", "linear", "knn"]
-    fractions: list[float] = [0.01, 0.1, 1.0]
+    protocols: list[str] = Field(["finetune", "linear", "knn"], min_length=1)
+    fractions: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
 
     @field_validator("protocols")
     @classmethod
@@ -74,7 +76,8 @@ class FinetuneSection(FinetuneSettings):
         for fraction in fractions:
             if not 0 < fraction <= 1:
                 raise ValueError(f"{fraction} is not a label fraction; expected more than 0 and at most 1")
-        return sorted(_distinct(fractions))
+        _distinct([f"{100 * fraction:g} %" for fraction in fractions])  # as tasks are named
+        return sorted(fractions)
 
 
 class StageResources(Strict):
@@ -99,12 +102,12 @@ class StageResources(Strict):
 class Experiment(Strict):
     """A whole experiment: data sets × methods × backbones × protocols × label fractions × seeds."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     dataset: Dataset | None = None
-    datasets: dict[str, Dataset] = {}  # instead of ``dataset``, where there are several
+    datasets: dict[Name, Dataset] = {}  # instead of ``dataset``, where there are several
     backbones: dict[Architecture, Backbone] = Field(min_length=1)
-    methods: dict[str, MethodEntry] = Field(min_length=1)
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    methods: dict[Name, MethodEntry] = Field(min_length=1)
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1)
     pretrain: PretrainSection = PretrainSection()
     finetune: FinetuneSection = FinetuneSection()
     report: ReportSettings = ReportSettings()
@@ -114,7 +117,7 @@ class Experiment(Strict):
     @classmethod
     def _names_or_mapping(cls, methods: Any) -> Any:
         if isinstance(methods, list):
-            return {str(name): {} for name in methods}
+            return {str(name): {} for name in _distinct(methods)}
         if isinstance(methods, dict):
             return {str(name): {} if entry is None else entry for name, entry in methods.items()}
         return methods
@@ -202,14 +205,11 @@ def load_experiment(name: str, settings: Sequence[str] = ()) -> Experiment:
     """
     path = _find(name)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the experiment {path}: {error}") from None
-    try:
-        given = yaml.safe_load(text)
-        lines = _key_lines(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"cannot read the experiment {path}: {why}") from None
+    given, lines = read_yaml(text, name=str(path))
     if not isinstance(given, dict):
         raise UserError(
             f"{path}: expected an experiment (keys such as name, dataset, methods), found no mapping"
@@ -256,31 +256,13 @@ def _find(name: str) -> Path:
     )
 
 
-def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> dict[tuple, int]:
-    lines: dict[tuple, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*prefix, str(key.value))
-            lines[here] = key.start_mark.line + 1
-            lines.update(_key_lines(value, here))
-    elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            here = (*prefix, str(position))
-            lines[here] = value.start_mark.line + 1
-            lines.update(_key_lines(value, here))
-    return lines
-
-
 def _apply(given: Json, setting: str) -> tuple[str, ...]:
     """Put one ``dotted.key=value`` into the experiment; returns the key's parts."""
     dotted, equals, text = setting.partition("=")
     parts = tuple(dotted.split("."))
     if not equals or not all(parts):
         raise UserError(f"--set {setting}: expected KEY=VALUE, such as pretrain.epochs=20")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {setting}: {text!r} is not valid YAML") from None
+    value, _ = read_yaml(text, name=f"--set {dotted}")
     place: Any = given
     for depth, part in enumerate(parts[:-1]):
         if isinstance(place.get(part), list) and part == "methods":
@@ -342,6 +324,9 @@ def _first_error(error: ValidationError, model: type[BaseModel], prefix: tuple, 
         message = "unknown key" + (hint or f" (known here: {', '.join(known)})")
     elif problem["type"] == "missing":
         message = "missing"
+    elif problem["type"] == "string_pattern_mismatch":  # of all patterns there is only that of names
+        said = repr(problem["input"])
+        message = f"expected letters, digits, '_', '.' and '-', the first a letter or digit, found {said}"
     elif problem["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, found {problem['input']!r}"[:300]
     return origin.error((*prefix, *location), message)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import slurm
+from pipeline.errors import one_line
 from pipeline.manifest import Task
 from pipeline.specs import Resources
 
@@ -101,7 +102,7 @@ class TaskJob:
                     slurm.requeue()
                 raise
             except user_errors() as error:
-                print(f"error: {task}: {error}", file=sys.stderr, flush=True)
+                print(f"error: {task}: {one_line(error)}", file=sys.stderr, flush=True)
                 failed.append(task)
             except Exception:
                 print(f"error: {task}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)

@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import (
+    EXIT_USER_ERROR,
+    OneLineParser,
+    UserError,
+    nearest,
+    one_line,
+    storage_error,
+)
 from pipeline.specs import STAGES
 
 VERBS = {
@@ -27,27 +34,18 @@ VERBS = {
     "experiments": "list the ready experiments",
     "show": "print the experiment with every default written out",
 }
-EXIT_FAILED_TASKS = 1
-EXIT_USER_ERROR = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see python -m pipeline.launch --help)", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
 
 
 def parser() -> argparse.ArgumentParser:
     verbs = "\n".join(f"  {verb:12} {meaning}" for verb, meaning in VERBS.items())
-    made = _Parser(
+    made = OneLineParser(
         prog="python -m pipeline.launch",
         description="From a folder of images to a table of which self-supervised recipe is best on them.",
         epilog=f"verbs:\n{verbs}\n\nfirst steps:\n"
         "  python -m pipeline.launch all\n"
         "  python -m pipeline.launch all pbc --set dataset.root=/data/my_images --dry-run",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     made.add_argument("verb", metavar="VERB", help="what to do (below)")
     made.add_argument(
@@ -93,10 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         from pipeline.stages.runner import user_errors
 
-        if isinstance(error, user_errors()):
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(EXIT_USER_ERROR)
-        raise
+        shown = error if isinstance(error, user_errors()) else storage_error(error, given.runs)
+        if shown is None:
+            raise
+        print(f"error: {one_line(shown)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def _as_interrupt(number: int, frame: object) -> NoReturn:
@@ -136,8 +135,8 @@ def run(given: argparse.Namespace) -> int:
 
 def _stages(given: argparse.Namespace) -> list[str]:
     """The stages a command runs: those of ``--only``, else all up to its verb."""
-    if given.only:
-        chosen = given.only.split(",")
+    if given.only is not None:
+        chosen = [stage.strip() for stage in given.only.split(",")]
         for stage in chosen:
             if stage not in STAGES:
                 raise UserError(

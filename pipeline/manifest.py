@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 
 FORMAT = 1  # of the manifest, the receipts and the store's layout
 BOOKKEEPING = {"receipt.json", "error.json", "progress.json"}  # never part of a receipt's files
@@ -129,7 +129,9 @@ class Manifest:
         for task in self.tasks:
             if task.id == task_id:
                 return task
-        raise UserError(f"no task {task_id!r} in this manifest; expected one such as {self.tasks[0].id!r}")
+        known = [task.id for task in self.tasks]
+        hint = nearest(task_id, known) or f"; expected one of its {len(known)}, such as {known[:1]}"
+        raise UserError(f"no task {task_id!r} in this manifest{hint}")
 
     def folder(self, task: Task) -> Path:
         return Path(self.store) / task.folder

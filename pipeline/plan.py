@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.manifest import Task
 from pipeline.methods.options import METHODS
@@ -32,7 +34,11 @@ FORMATS = {
 
 
 def plan(experiment: Experiment) -> tuple[Task, ...]:
-    """Every task of an experiment, each after the tasks it needs."""
+    """Every task of an experiment, each after the tasks it needs.
+
+    Raises:
+        UserError: two tasks would have one name: data set ``a-b`` with method ``c``, and ``a`` with ``b-c``.
+    """
     tasks: list[Task] = []
     for dataset in experiment.all_datasets:
         shard = make_task(
@@ -48,6 +54,9 @@ def plan(experiment: Experiment) -> tuple[Task, ...]:
                     tasks += _finetune_tasks(experiment, dataset, label, arch, seeds, (shard, pretrain))
     spec = AggregateSpec(experiment=experiment.name, report=experiment.report, seeds=experiment.seeds)
     tasks.append(make_task("aggregate", experiment.name, spec, tasks, experiment.resources.aggregate))
+    for name, times in Counter(task.id for task in tasks).items():
+        if times > 1:
+            raise UserError(f"two tasks would be called {name}: give data sets and methods names that differ")
     return tuple(tasks)
 
 

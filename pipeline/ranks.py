@@ -50,9 +50,12 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> Ranks:
                 f"the torchrun environment is incomplete: {', '.join(given)} set,"
                 f" {', '.join(missing)} missing (start with torchrun, or unset them all)"
             )
+        rank, world_size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+        if not 0 <= rank < world_size:
+            raise UserError(f"the environment variable RANK is {rank}; expected 0 to {world_size - 1}")
         return Ranks(
-            rank=_number(env, "RANK"),
-            world_size=_number(env, "WORLD_SIZE"),
+            rank=rank,
+            world_size=world_size,
             local_rank=_number(env, "LOCAL_RANK"),
             local_world_size=_number(env, "LOCAL_WORLD_SIZE", 1),
             master_addr=env["MASTER_ADDR"],

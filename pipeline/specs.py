@@ -7,11 +7,14 @@ resources are not. Nothing here imports torch.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Architecture = Literal["cnn", "vit"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 STAGES = ("shard", "pretrain", "finetune", "aggregate")
 
 
@@ -19,7 +22,9 @@ class Strict(BaseModel):
     """Unknown keys are refused, and a specification never changes once made."""
 
     # Defaults are validated too: 25 and 25.0 must not be two keys.
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Splits(Strict):
@@ -39,7 +44,8 @@ class Splits(Strict):
 class Dataset(Strict):
     """Where the images are and how they become shards."""
 
-    name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")  # default: the experiment's name
+    # default: the experiment's name
+    name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$", max_length=80)
     source: Literal["digits", "folder", "csv"] = "folder"
     root: str | None = None  # folder with the images; not needed for digits
     csv: str = "labels.csv"  # file below root (or an absolute path)
@@ -51,7 +57,7 @@ class Dataset(Strict):
     classes: list[str] | None = None  # default: those found, sorted
     unlabelled: list[str] = []  # more folders of images, for pretraining only
     splits: Splits = Splits()
-    seed: int = 0
+    seed: Seed = 0
     resize: int | None = Field(None, ge=8, le=8192)  # longest allowed short side, in pixels
     duplicates: Literal["error", "drop", "keep"] = "error"  # identical pixels across splits
     max_rejected: float = Field(0.05, ge=0, le=1)  # share of unreadable images
@@ -71,6 +77,15 @@ class Backbone(Strict):
     name: str
     weights: str = "random"  # random | imagenet (timm's own) | a file
     args: dict[str, Any] = {}  # for timm.create_model, e.g. {embed_dim: 128, depth: 4}
+
+    @field_validator("args")
+    @classmethod
+    def _plain_values(cls, args: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(args, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("expected plain values: numbers, text, true, false, lists, mappings") from None
+        return args
 
 
 class Training(Strict):
@@ -112,7 +127,7 @@ class FinetuneSettings(Strict):
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)  # epochs end early after so many steps
     batch_size: int = Field(16, ge=1)
-    image_size: int | None = None  # None: as pretrained
+    image_size: int | None = Field(None, ge=8, le=2048)  # None: as pretrained
     fit: Literal["squash", "crop", "pad"] = "squash"
     augment: str = "light"
     optimizer: Literal["adamw", "adam", "sgd"] = "adam"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +87,11 @@ def print_nothing_to_do(folder: Path) -> None:
     _print_next(folder)
 
 
-def print_skipped(task: str, lacking: Sequence[str]) -> None:
-    console(stderr=True).print(f"left out: {task} needs {_few(lacking)}, which is not done")
+def left_out(lacking: Mapping[str, Sequence[str]]) -> str:
+    """Which tasks lack which needs, on one line."""
+    needs = list(dict.fromkeys(need for missing in lacking.values() for need in missing))
+    verb = "needs" if len(lacking) == 1 else "need"
+    return f"{_few(list(lacking))} {verb} {_few(needs)}, not done"
 
 
 def print_array(array: Sequence[Job], ids: Sequence[str]) -> None:
@@ -118,33 +121,49 @@ def print_outcome(
         asked: the tasks that were to be run.
         broken: jobs that ended without leaving a word, with their logs.
     """
-    failed = [(task, read_error(manifest.folder(task))) for task in asked if manifest.receipt(task) is None]
-    print_tables(folder)
+    if any(task.stage == "aggregate" for task in asked):  # else they are of an earlier run
+        print_tables(folder)
+    logs_of_broken = list((broken or {}).values())
+    errors = {
+        # Where the disk is full there is no error.json, but the log has it.
+        task.id: read_error(manifest.folder(task)) or _error_in_logs(task.id, logs_of_broken)
+        for task in asked
+        if manifest.receipt(task) is None
+    }
     out = console(stderr=True)
     reasons: dict[str, list[str]] = {}
-    for task, error in failed:
+    for task, error in errors.items():
         if error:
             kind = "" if error.get("user_error") else f"{error.get('kind')}: "
-            reasons.setdefault(f"{kind}{error.get('message')}", []).append(task.id)
+            reasons.setdefault(f"{kind}{error.get('message')}", []).append(task)
     for message, tasks in reasons.items():
         out.print(f"[red]error[/]: {_few(tasks)}: ", end="")
         out.print(message, markup=False)
-        log = (read_error(manifest.folder(manifest.task(tasks[0]))) or {}).get("log")
-        if log:
-            out.print(f"  log: {log}")
-    unstarted = [task.id for task, error in failed if not error]
+        first = errors[tasks[0]] or {}
+        if first.get("log") and not first.get("user_error"):  # the user's errors need no log
+            out.print(f"  log: {first['log']}", markup=False)
+    unstarted = [task for task, error in errors.items() if not error]
     for name, logs in (broken or {}).items():
         if name in unstarted or name.split(" ")[0] in unstarted:
             out.print(f"[red]error[/]: the job {name} ended early: ", end="")
             out.print(_last_line(logs), markup=False)
             out.print(f"  log: {', '.join(map(str, logs))}")
     if unstarted:
-        out.print(f"not run: {_few(unstarted)}")
+        console().print(f"not run: {_few(unstarted)}")
     _print_next(folder)
-    if not failed:
+    if not errors:
         return 0
-    only_input = any(error and error.get("user_error") for _, error in failed)
-    return 2 if only_input else 1
+    return 2 if any(error and error.get("user_error") for error in errors.values()) else 1
+
+
+def _error_in_logs(task: str, logs: Iterable[Sequence[Path]]) -> dict[str, Any] | None:
+    """A user's error that a job could only print, as error.json would say it."""
+    start = f"error: {task}: "
+    for log in (log for some in logs for log in some if log.is_file()):
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith(start):
+                return {"user_error": True, "message": line.removeprefix(start)}
+    return None
 
 
 def _last_line(logs: Sequence[Path]) -> str:

@@ -1,6 +1,6 @@
 """The cluster: profiles, submission through submitit, job states, requeueing, and the same on one machine."""
 
-from slurm.commands import available, require_slurm
+from slurm.commands import available, require_controller, require_slurm
 from slurm.errors import SlurmError
 from slurm.job import StopFlag, job_id, requeue
 from slurm.local import JobEvent, LocalJob, LocalScheduler
@@ -24,6 +24,7 @@ __all__ = [
     "job_states",
     "load_profile",
     "requeue",
+    "require_controller",
     "require_slurm",
     "submit_array",
 ]

@@ -27,6 +27,22 @@ def require_slurm() -> None:
         raise SlurmError("no Slurm here: 'sbatch' is not on the PATH; use --cluster local")
 
 
+def require_controller() -> None:
+    """Make sure that Slurm is here and answers.
+
+    Raises:
+        SlurmError: it is not, or its controller cannot be reached.
+    """
+    require_slurm()
+    try:
+        ask(["scontrol", "ping"])
+    except SlurmError as error:
+        raise SlurmError(
+            f"'sbatch' is on the PATH, but no Slurm controller answers ({error});"
+            " mend that, or use --cluster local"
+        ) from None
+
+
 def ask(command: Sequence[str]) -> str:
     """What a Slurm command prints.
 

@@ -86,7 +86,7 @@ def load_file(net: Any, path: str | Path, *, name: str) -> None:
     Raises:
         UserError: no such file, not readable as weights, or weights of another model.
     """
-    state = _without_other_classifier(_read_state(Path(path), name), net)
+    state = _without_other_classifier(_read_state(weights_file(path, name=name)), net)
     problem = _difference(state, net)
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if problem and convert is not None:
@@ -127,7 +127,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_state(path: Path, name: str) -> dict[str, Tensor]:
+def weights_file(path: str | Path, *, name: str) -> Path:
+    """The file that a path of weights, or of an exported folder, stands for.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
     if not path.is_file():
@@ -135,12 +141,20 @@ def _read_state(path: Path, name: str) -> dict[str, Tensor]:
             f"backbone '{name}': weights '{path}' not found; "
             "expected 'random', 'imagenet', or a file or folder"
         )
+    return path
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling arbitrary bytes can fail in any way
-        raise UserError(f"weights '{path}' cannot be read as tensors: {_first_line(error)}") from None
+        # torch's own message is a page on how to load it without protection.
+        raise UserError(
+            f"weights '{path}' cannot be read as tensors ({type(error).__name__});"
+            " expected a state dict saved by torch or safetensors"
+        ) from None
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import json
@@ -21,7 +20,8 @@ from pathlib import Path
 
 import shards
 import slurm
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_USER_ERROR, OneLineParser, UserError, one_line, storage_error
+from pipeline.installed import check_torch
 from pipeline.manifest import Manifest, Receipt, Task, describe_files, now, write_json
 from pipeline.ranks import Ranks, rank_environment
 from pipeline.specs import STAGES, Resources
@@ -64,11 +64,12 @@ def run_task(
     folder = manifest.folder(task)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if ranks.rank == 0:
+            (folder / "error.json").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
-    if ranks.rank == 0:
-        (folder / "error.json").unlink(missing_ok=True)
     print(f"{task.id}: rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}", flush=True)
+    started, clock = now(), time.monotonic()
     try:
         work = Work(
             task=task,
@@ -79,36 +80,46 @@ def run_task(
             ranks=ranks,
             stop_requested=stop_requested,
         )
-        started, clock = now(), time.monotonic()
+        if task.stage in ("pretrain", "finetune"):
+            check_torch()
         stage = importlib.import_module(f"pipeline.stages.{task.stage}")
         outcome: Outcome = stage.run(work)
+        seconds = time.monotonic() - clock
+        if ranks.rank == 0:
+            _leave_receipt(work, outcome, started, seconds)
+            if task.stage == "aggregate":
+                _publish(folder, manifest_path.parent / "tables")
+            print(f"{task.id}: done in {seconds:.1f} s", flush=True)
     except Interrupted:
         raise
     except Exception as error:
-        _leave_error(folder, error, ranks, log)
+        shown = storage_error(error, folder) or error
+        _leave_error(folder, shown, ranks, log)
+        if shown is not error:
+            raise shown from error
         raise
-    if ranks.rank == 0:
-        (folder / "progress.json").unlink(missing_ok=True)
-        Receipt(
-            key=task.key,
-            task=task.id,
-            stage=task.stage,
-            metrics=outcome.metrics,
-            files=describe_files(folder),
-            started=started,
-            ended=now(),
-            seconds=round(time.monotonic() - clock, 3),
-            hosts=_hosts(ranks),
-            world_size=ranks.world_size if task.stage == "pretrain" else 1,
-            images_seen=outcome.images_seen,
-            device=outcome.device,
-            device_seconds=round(outcome.device_seconds, 3),
-            peak_memory_bytes=outcome.peak_memory_bytes,
-            versions=_versions(),
-        ).write(folder)
-        if task.stage == "aggregate":
-            _publish(folder, manifest_path.parent / "tables")
-        print(f"{task.id}: done in {time.monotonic() - clock:.1f} s", flush=True)
+
+
+def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -> None:
+    (work.folder / "progress.json").unlink(missing_ok=True)
+    task = work.task
+    Receipt(
+        key=task.key,
+        task=task.id,
+        stage=task.stage,
+        metrics=outcome.metrics,
+        files=describe_files(work.folder),
+        started=started,
+        ended=now(),
+        seconds=round(seconds, 3),
+        hosts=_hosts(work.ranks),
+        world_size=work.ranks.world_size if task.stage == "pretrain" else 1,
+        images_seen=outcome.images_seen,
+        device=outcome.device,
+        device_seconds=round(outcome.device_seconds, 3),
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        versions=_versions(),
+    ).write(work.folder)
 
 
 def _inputs(manifest: Manifest, task: Task) -> dict[str, list[Done]]:
@@ -147,7 +158,7 @@ def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) 
         return
     said = {
         "kind": type(error).__name__,
-        "message": str(error) or type(error).__name__,
+        "message": one_line(error),
         "user_error": isinstance(error, user_errors()),
         "rank": ranks.rank,
         "host": socket.gethostname(),
@@ -187,7 +198,7 @@ def _versions() -> dict[str, str]:
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """The command line of ``python -m pipeline.stages.STAGE``."""
     assert stage in STAGES
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=f"python -m pipeline.stages.{stage}",
         description=f"Run one {stage} task by hand, or under torchrun (`pipeline.launch plan` lists them).",
     )
@@ -200,8 +211,8 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{task_id} is not a {stage} task")
         run_task(given.manifest, task_id, stop_requested=slurm.StopFlag().install())
     except user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     except Interrupted:
         print("stopped after a checkpoint; the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)

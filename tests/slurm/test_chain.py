@@ -76,12 +76,14 @@ def test_chain_on_slurm_gives_the_bits_of_the_chain_on_one_machine(
 
 @pytest.mark.timeout(600)
 def test_failing_method_stops_no_other_and_is_named_in_the_tables(testbed, launch, profile_file, tmp_path):
-    methods = "methods={supervised: {}, broken: {method: simclr, weights: /nowhere/weights.pth}}"
+    weights = tmp_path / "weights.pth"
+    weights.write_text("no tensors")
+    methods = f"methods={{supervised: {{}}, broken: {{method: simclr, weights: {weights}}}}}"
     broken = [methods, "finetune.protocols=[linear]"]
     launched = launch(
         "all", str(TINY), "--cluster", profile_file, "--wait", settings=[*broken, *SHORT], check=2
     )
-    assert "/nowhere/weights.pth" in launched.stderr
+    assert str(weights) in launched.stderr
     found = states(tmp_path)
     assert {state for task, state in found.items() if "broken" not in task} == {"done"}
     assert {state for task, state in found.items() if task.startswith("pretrain/tiny-broken")} == {"failed"}
@@ -91,7 +93,7 @@ def test_failing_method_stops_no_other_and_is_named_in_the_tables(testbed, launc
     table = pd.read_csv(tmp_path / "runs" / "tiny" / "tables" / "results.csv")
     assert set(table.loc[table.method == "broken", "status"]) == {"missing"}
     assert set(table.loc[table.method != "broken", "status"]) == {"done"}
-    assert "/nowhere/weights.pth" in (tmp_path / "runs" / "tiny" / "tables" / "report.md").read_text()
+    assert str(weights) in (tmp_path / "runs" / "tiny" / "tables" / "report.md").read_text()
 
 
 @pytest.mark.timeout(600)

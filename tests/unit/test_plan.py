@@ -88,5 +88,5 @@ def test_tables_that_lacked_a_task_are_made_again_once_it_is_there(tmp_path):
     manifest = Manifest({}, str(tmp_path), tasks)
     for task in tasks[:-1]:
         receipt(task).write(manifest.folder(task))
-    receipt(tasks[-1], missing=[tasks[-2].id]).write(manifest.folder(tasks[-1]))
+    receipt(tasks[-1], unfinished=[tasks[-2].id]).write(manifest.folder(tasks[-1]))
     assert [task.id for task in pending_tasks(manifest, ("aggregate",))] == [tasks[-1].id]
