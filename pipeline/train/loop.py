@@ -275,7 +275,7 @@ class Loop:
         loss: float | None = None
         if self.log is not None:
             self.log.close()
-            since = self.steps - self.steps_per_epoch
+            since = self.steps - max(1, self.steps_per_epoch)  # a batch may hold more than an epoch
             last = [line for line in read_log(self.folder, "step") if line["step"] >= since]
             loss = sum(line["loss"] for line in last) / len(last)
         for net in nets.values():
