@@ -5,6 +5,14 @@ Writes ``predictions.npz`` (test split: probabilities, targets, rows of samples.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: a mistake or an installation that cannot work is one line
+    import sys
+
+    from pipeline.stages.runner import main
+
+    main("finetune")
+    sys.exit()
+
 import hashlib
 import importlib
 import json
@@ -124,9 +132,3 @@ def _protocol(name: str) -> Protocol:
         raise UserError(f"no protocol {name!r}{nearest(name, PROTOCOLS)} (expected one of {known})")
     module, function = PROTOCOLS[name].split(":")
     return getattr(importlib.import_module(module), function)
-
-
-if __name__ == "__main__":
-    from pipeline.stages.runner import main
-
-    main("finetune")

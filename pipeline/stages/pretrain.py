@@ -7,6 +7,14 @@ it on N ranks by hand.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: a mistake or an installation that cannot work is one line
+    import sys
+
+    from pipeline.stages.runner import main
+
+    main("pretrain")
+    sys.exit()
+
 import shutil
 import sys
 from pathlib import Path
@@ -203,9 +211,3 @@ def _metrics(trained: Trained, *, learns: bool) -> dict[str, Any]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    from pipeline.stages.runner import main
-
-    main("pretrain")
