@@ -178,11 +178,15 @@ def load_profile(path: str | Path) -> Profile:
 
     path = Path(path)
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        given = yaml.safe_load(text)
+        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise SlurmError(f"{path}: {error.strerror or 'not readable'}; expected a cluster profile") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SlurmError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+    if repeated is not None:
+        raise SlurmError(f"{path}:{repeated.start_mark.line + 1}: '{repeated.value}' stands there twice")
     if not isinstance(given, dict):
         if given is not None:
             raise SlurmError(f"{path}: expected 'key: value' lines, found {type(given).__name__}")
@@ -191,6 +195,19 @@ def load_profile(path: str | Path) -> Profile:
         return Profile.model_validate(given)
     except ValidationError as error:
         raise SlurmError(f"{path}: {_explain(error)}") from None
+
+
+def _repeated_key(node: Any) -> Any:
+    """The first key of a YAML node that its mapping has twice; YAML itself would take the last."""
+    pairs = node.value if node is not None and node.id == "mapping" else []
+    seen = set()
+    for key, value in pairs:
+        if str(key.value) in seen:
+            return key
+        seen.add(str(key.value))
+        if (found := _repeated_key(value)) is not None:
+            return found
+    return None
 
 
 def _explain(error: ValidationError) -> str:

@@ -80,6 +80,13 @@ def test_what_is_wrong_is_said_in_one_line_with_file_key_and_expectation(tmp_pat
     assert complaint in message
 
 
+def test_key_that_stands_there_twice_is_named_with_its_line(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("partition: a\nstages:\n  pretrain: {minutes: 1, minutes: 2}\n")
+    with pytest.raises(SlurmError, match=r"cluster\.yaml:3: 'minutes' stands there twice"):
+        load_profile(path)
+
+
 def test_missing_profile_is_named(tmp_path):
     with pytest.raises(SlurmError, match=r"nowhere\.yaml: No such file"):
         load_profile(tmp_path / "nowhere.yaml")
