@@ -1,0 +1,127 @@
+"""A launch on this machine, from command line to tables: what runs, what is left alone, what is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.launch import main
+
+TINY = str(Path(__file__).parents[1] / "tiny.yaml")
+LESS = [
+    "methods={supervised: {}}",
+    "backbones={cnn: {name: test_resnet}}",
+    "seeds=[0]",
+    "finetune.protocols=[linear]",
+    "finetune.fractions=[0.1]",
+    "report.bootstrap=10",
+]
+
+pytestmark = pytest.mark.xdist_group("launch")  # they share one finished experiment
+
+
+class Launcher:
+    """The command line in one folder; what it did is read from what it printed."""
+
+    def __init__(self, folder: Path, capsys) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.out = self.err = ""
+
+    def __call__(self, verb: str, *arguments: str, settings=(), code: int = 0) -> set[str]:
+        """Run a command; returns the tasks (``stage/name``) whose jobs it started."""
+        places = ["--store", str(self.folder / "store"), "--runs", str(self.folder / "runs")]
+        sets = [word for setting in (*LESS, *settings) for word in ("--set", setting)]
+        with pytest.raises(SystemExit) as ended:
+            main([verb, TINY, "--cluster", "local", *places, *sets, *arguments])
+        self.out, self.err = self.capsys.readouterr()
+        assert (ended.value.code or 0) == code, self.out + self.err
+        started = [line.split() for line in self.out.splitlines() if " started " in line]
+        return {words[words.index("started") + 1] for words in started}
+
+    def receipts(self, stage: str) -> list[Path]:
+        return sorted((self.folder / "store" / stage).glob("*/receipt.json"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An experiment that has run to its tables."""
+    folder = tmp_path_factory.mktemp("finished")
+    places = ["--store", str(folder / "store"), "--runs", str(folder / "runs")]
+    sets = [word for setting in LESS for word in ("--set", setting)]
+    with pytest.raises(SystemExit) as ended:
+        main(["all", TINY, "--cluster", "local", *places, *sets])
+    assert not ended.value.code
+    return folder
+
+
+@pytest.fixture
+def launch(finished, tmp_path, capsys) -> Launcher:
+    """A launcher in a copy of the finished experiment."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return Launcher(tmp_path, capsys)
+
+
+@pytest.mark.slow
+def test_everything_is_done_and_the_tables_exist(launch):
+    for stage in ("shard", "pretrain", "finetune", "aggregate"):
+        assert launch.receipts(stage), stage
+    tables = launch.folder / "runs" / "tiny" / "tables"
+    results = pd.read_csv(tables / "results.csv")
+    assert list(results["status"]) == ["done"] and results["macro_f1"].notna().all()
+    for name in ("summary.csv", "gains.csv", "cost.csv", "report.md"):
+        assert (tables / name).stat().st_size
+
+
+@pytest.mark.slow
+def test_second_launch_starts_nothing(launch):
+    assert launch("all") == set()
+    assert "everything is done" in launch.out
+    assert launch("status", "--json") == set()
+    assert {task["state"] for task in json.loads(launch.out)["tasks"]} == {"done"}
+
+
+@pytest.mark.slow
+def test_another_fraction_runs_only_finetune_and_aggregate(launch):
+    started = launch("all", settings=["finetune.fractions=[0.2]"])
+    assert started == {"finetune/tiny-supervised-cnn-linear-20pc-s0", "aggregate/tiny"}
+
+
+@pytest.mark.slow
+def test_deleted_receipt_runs_that_task_and_the_tables(launch):
+    launch.receipts("finetune")[0].unlink()
+    assert launch("all") == {"finetune/tiny-supervised-cnn-linear-10pc-s0", "aggregate/tiny"}
+
+
+def test_dry_run_touches_nothing(tmp_path, capsys):
+    launch = Launcher(tmp_path, capsys)
+    assert launch("all", "--dry-run") == set()
+    assert "4 to run" in launch.out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_failed_task_is_named_and_the_others_run(launch):
+    """Weights that are no weights fail in the job: one line, exit code 2, and the tables name the method."""
+    weights = launch.folder / "weights.pth"
+    weights.write_text("no tensors")
+    methods = f"methods={{supervised: {{}}, broken: {{method: byol, weights: {weights}}}}}"
+    started = launch("all", settings=[methods], code=2)
+    assert started == {"pretrain/tiny-broken-cnn-s0", "aggregate/tiny"}
+    assert launch.err.startswith("error: pretrain/tiny-broken-cnn-s0: ") and launch.err.count("\n") == 1
+    assert str(weights) in launch.err
+    results = pd.read_csv(launch.folder / "runs" / "tiny" / "tables" / "results.csv")
+    assert dict(zip(results["method"], results["status"])) == {"supervised": "done", "broken": "missing"}
+
+
+@pytest.mark.slow
+def test_damaged_shard_is_named_and_exits_2(launch):
+    launch("all")  # its manifest is now this folder's
+    tar = next((launch.folder / "store" / "shard").glob("*/train-*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-512])
+    assert launch("verify", code=1) == set()
+    assert str(tar) in launch.out
+    launch("all", settings=["seeds=[1]"], code=2)
+    assert str(tar) in launch.err
