@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -139,10 +140,10 @@ def _absolute(dataset: Dataset) -> Dataset:
     """The same data set wherever the command is typed: its root as an absolute path."""
     if dataset.root is None:
         return dataset
-    return dataset.model_copy(update={"root": str(Path(dataset.root).expanduser().absolute())})
+    return dataset.model_copy(update={"root": os.path.abspath(Path(dataset.root).expanduser())})
 
 
 def _absolute_weights(backbone: Backbone) -> Backbone:
     if backbone.weights in ("random", "imagenet"):
         return backbone
-    return backbone.model_copy(update={"weights": str(Path(backbone.weights).expanduser().absolute())})
+    return backbone.model_copy(update={"weights": os.path.abspath(Path(backbone.weights).expanduser())})

@@ -90,3 +90,14 @@ def test_tables_that_lacked_a_task_are_made_again_once_it_is_there(tmp_path):
         receipt(task).write(manifest.folder(task))
     receipt(tasks[-1], unfinished=[tasks[-2].id]).write(manifest.folder(tasks[-1]))
     assert [task.id for task in pending_tasks(manifest, ("aggregate",))] == [tasks[-1].id]
+
+
+def test_a_root_is_the_same_however_it_is_written(monkeypatch, tmp_path):
+    root = tmp_path / "images"
+    (tmp_path / "here").mkdir()
+
+    def key(written: str) -> str:
+        return tasks_of("dataset.source=folder", f"dataset.root={written}")["shard/digits"].key
+
+    monkeypatch.chdir(tmp_path / "here")
+    assert key("../images") == key(str(root)) == key(f"{tmp_path}/here/../images")
