@@ -14,8 +14,8 @@ def describe(vectors: Tensor) -> dict[str, float]:
         vectors: (N, D), one an image, N ≥ 2.
 
     Returns:
-        - ``std``: mean over dimensions of the standard deviation of the L2-normalised vectors, times √D: 1 for
-          vectors spread evenly over the sphere, 0 for equal ones (Chen and He 2021, arXiv 2011.10566).
+        - ``std``: mean over dimensions of the standard deviation of the L2-normalised vectors, times √D: 1
+          for vectors spread evenly over the sphere, 0 for equal ones (Chen and He 2021, arXiv 2011.10566).
         - ``effective_rank``: exponential of the entropy of the normalised singular values of the centred
           vectors (Roy and Vetterli 2007), 1 to min(N, D).
         - ``cosine``: mean cosine between the vectors of two different images.

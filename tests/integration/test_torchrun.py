@@ -21,7 +21,8 @@ def test_torchrun_runs_the_stage_on_two_ranks(tmp_path):
     subprocess.run(launch, check=True, cwd=tmp_path, capture_output=True)
     manifest = tmp_path / "runs" / "tiny" / "manifest.json"
     torchrun = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    stage = ["-m", "pipeline.stages.pretrain", "--manifest", str(manifest), "--task", "tiny-cass_vc-cnn-vit-s0"]
+    task = ["--manifest", str(manifest), "--task", "tiny-cass_vc-cnn-vit-s0"]
+    stage = ["-m", "pipeline.stages.pretrain", *task]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*torchrun, *stage], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
