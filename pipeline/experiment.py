@@ -11,7 +11,7 @@ from importlib import resources as package_files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.protocols import MULTILABEL_METRICS, PROTOCOL_NAMES
@@ -85,6 +85,14 @@ class StageResources(Strict):
     pretrain: Resources = Resources(minutes=1440)
     finetune: Resources = Resources(minutes=240, tasks_per_job=16)
     aggregate: Resources = Resources(minutes=30)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _over_the_stages_defaults(cls, given: Any, info: ValidationInfo) -> Any:
+        """What is left out keeps this stage's default, not that of any task."""
+        if not isinstance(given, dict) or info.field_name is None:
+            return given
+        return cls.model_fields[info.field_name].default.model_dump() | given
 
     @model_validator(mode="after")
     def _only_finetune_is_packed_or_single(self) -> StageResources:

@@ -189,6 +189,15 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
         raise
 
 
+def read_error(folder: Path) -> dict[str, Any] | None:
+    """What a failed task left in ``error.json``, or None."""
+    try:
+        said = json.loads((folder / "error.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
 def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 

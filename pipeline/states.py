@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.manifest import Manifest, Receipt, Task
-from pipeline.stages.runner import read_error
+from pipeline.manifest import Manifest, Receipt, Task, read_error
 from pipeline.stages.work import read_progress
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.jobs import Job
-from pipeline.manifest import Manifest, Task
+from pipeline.manifest import Manifest, Task, read_error
 from pipeline.specs import STAGES, Resources
-from pipeline.stages.runner import read_error
 from pipeline.stages.work import read_progress
 from pipeline.states import ORDER, TaskState, counts
 

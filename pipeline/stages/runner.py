@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import platform
 import shutil
@@ -22,7 +21,7 @@ import shards
 import slurm
 from pipeline.errors import EXIT_USER_ERROR, OneLineParser, UserError, one_line, storage_error
 from pipeline.installed import check_torch
-from pipeline.manifest import Manifest, Receipt, Task, describe_files, now, write_json
+from pipeline.manifest import Manifest, Receipt, Task, describe_files, now, read_error, write_json
 from pipeline.ranks import Ranks, rank_environment
 from pipeline.specs import STAGES, Resources
 from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
@@ -141,15 +140,6 @@ def _everything(manifest: Manifest, task: Task) -> list[Entry]:
             folder = manifest.folder(other)
             entries.append(Entry(other, folder, manifest.receipt(other), read_error(folder)))
     return entries
-
-
-def read_error(folder: Path) -> dict | None:
-    """What a failed task left in ``error.json``, or None."""
-    try:
-        said = json.loads((folder / "error.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) else None
 
 
 def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) -> None:

@@ -127,3 +127,8 @@ def test_unknown_experiment_names_the_nearest_ready_one():
         load_experiment("quikstart")
     with pytest.raises(UserError, match="no experiment file"):
         load_experiment("nowhere/mine.yaml")
+
+
+def test_partly_given_resources_keep_the_rest_of_their_stage(file):
+    resources = load_experiment(file(SMALL), ["resources.finetune.minutes=7"]).resources.finetune
+    assert (resources.minutes, resources.tasks_per_job) == (7, 16)
