@@ -27,7 +27,7 @@ def launch(tmp_path):
         sets = [word for setting in settings for word in ("--set", setting)]
         places = ["--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")]
         command = [sys.executable, "-m", "pipeline.launch", *arguments, *places, *sets]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=560)
         assert check is None or done.returncode == check, done.stdout + done.stderr
         return done
 
@@ -52,7 +52,7 @@ def results(tmp_path: Path) -> bytes:
     return (tmp_path / "runs" / "tiny" / "tables" / "results.csv").read_bytes()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_chain_on_slurm_gives_the_bits_of_the_chain_on_one_machine(
     testbed, launch, profile_file, tmp_path, tmp_path_factory, monkeypatch
 ):
@@ -70,11 +70,11 @@ def test_chain_on_slurm_gives_the_bits_of_the_chain_on_one_machine(
     elsewhere = tmp_path_factory.mktemp("local")
     places = ["--store", str(elsewhere / "store"), "--runs", str(elsewhere / "runs")]
     command = [sys.executable, "-m", "pipeline.launch", "all", str(TINY), "--cluster", "local", *places]
-    subprocess.run([*command, "--set", two_ranks_here], check=True, timeout=280)
+    subprocess.run([*command, "--set", two_ranks_here], check=True, timeout=560)
     assert results(elsewhere) == on_slurm
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_failing_method_stops_no_other_and_is_named_in_the_tables(testbed, launch, profile_file, tmp_path):
     weights = tmp_path / "weights.pth"
     weights.write_text("no tensors")
@@ -96,7 +96,7 @@ def test_failing_method_stops_no_other_and_is_named_in_the_tables(testbed, launc
     assert str(weights) in (tmp_path / "runs" / "tiny" / "tables" / "report.md").read_text()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_site_without_accounting(testbed_without_accounting, launch, profile_file, tmp_path):
     launch("pretrain", str(TINY), "--cluster", profile_file, "--wait", settings=SHORT)
     found = states(tmp_path)
@@ -104,7 +104,7 @@ def test_site_without_accounting(testbed_without_accounting, launch, profile_fil
     assert {state for task, state in found.items() if task.startswith("finetune")} == {"waiting"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_arrays_are_split_at_the_sites_limit(testbed_with_small_arrays, launch, profile_file, tmp_path):
     one_each = [
         "resources.finetune.tasks_per_job=1",
@@ -119,7 +119,7 @@ def test_arrays_are_split_at_the_sites_limit(testbed_with_small_arrays, launch, 
     assert len(pd.read_csv(tmp_path / "runs" / "tiny" / "tables" / "results.csv")) == 12, launched.stdout
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_submission_from_inside_a_job(testbed, tmp_path):
     script = REPOSITORY / "slurm" / "launch.sbatch"
     arguments = [str(TINY), "--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")]
