@@ -314,7 +314,7 @@ class LocalWatcher:
         return job.name, *said
 
     def _eta(self) -> str:
-        """Time left, taking each job to last as long as the ended ones of its stage did."""
+        """Time left, once a job of each stage has ended: the others of its stage are taken to last as long."""
         means: dict[str, float] = {}
         for stage in {job.stage for job in self.jobs.values()}:
             took = [
@@ -334,7 +334,7 @@ class LocalWatcher:
             spent = time.monotonic() - self.started[name] if name in self.started else 0
             left += max(0.0, means[job.stage] - spent)
         width = max(1, len(self.started) - len([name for name in self.ended if name in self.started]))
-        if not means:
+        if unknown:
             return "ETA –"
         minutes, seconds = divmod(int(left / width), 60)
-        return f"ETA {'> ' if unknown else ''}{minutes}:{seconds:02d}"
+        return f"ETA {minutes}:{seconds:02d}"
