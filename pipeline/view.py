@@ -314,7 +314,7 @@ class LocalWatcher:
         return job.name, *said
 
     def _eta(self) -> str:
-        """Time left, once a job of each stage has ended: the others of its stage are taken to last as long."""
+        """Time left, once a job of each stage has ended: the others are taken to last as long."""
         means: dict[str, float] = {}
         for stage in {job.stage for job in self.jobs.values()}:
             took = [
