@@ -41,8 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slurm)
-            if config.pluginmanager.hasplugin("xdist"):
-                item.add_marker(pytest.mark.xdist_group("slurm"))  # one worker, one testbed
+            item.add_marker(pytest.mark.xdist_group("slurm"))  # one worker, one testbed
 
 
 @pytest.fixture(scope="session")
