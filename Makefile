@@ -9,7 +9,8 @@ all: .venv/.installed
 	$(BIN)/python -m pipeline.launch all $(EXPERIMENT) --cluster local
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 -m "not slurm"
+	$(BIN)/python -m pytest -m slurm  # one process: its testbeds share a munged
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
