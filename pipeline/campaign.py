@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,8 @@ from pipeline.manifest import Manifest, Task, lock
 from pipeline.plan import plan
 from pipeline.preflight import preflight
 from pipeline.specs import Resources
-from pipeline.states import is_done, pending_tasks
+from pipeline.states import ALIVE, is_done, pending_tasks
 from slurm.local import visible_gpus
-
-ALIVE = ("PENDING", "CONFIGURING", "REQUEUED", "RUNNING", "COMPLETING", "SUSPENDED")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,6 @@ def choose_cluster(where: str) -> Cluster:
     Raises:
         slurm.SlurmError: Slurm was asked for and is not there, or the profile is wrong.
     """
-
     if where == "local" or (where == "auto" and not slurm.available()):
         return Cluster("local")
     if where not in ("auto", "slurm") and not where.endswith((".yaml", ".yml")):
@@ -122,9 +119,7 @@ class Campaign:
             }
             if before.cluster == "local":  # its jobs ended with its launcher
                 jobs = {}
-        self.manifest = Manifest(
-            self.manifest.experiment, self.manifest.store, self.manifest.tasks, jobs, cluster.name
-        )
+        self.manifest = replace(self.manifest, jobs=jobs, cluster=cluster.name)
         unfinished = {
             task.id: jobs[task.id]
             for task in self.manifest.tasks
@@ -132,7 +127,6 @@ class Campaign:
         }
         if cluster.name == "local" or not unfinished:
             return set()
-
         states = slurm.job_states(sorted(set(unfinished.values())))
         return {task for task, job in unfinished.items() if job in states and states[job].state in ALIVE}
 
@@ -181,7 +175,6 @@ class Campaign:
         return view.print_outcome(self.manifest, self.folder, pending, watcher.failed)
 
     def _submit(self, pending: list[Task], profile: slurm.Profile | None) -> None:
-
         assert profile is not None
         for array in arrays(pack(pending)):
             needed = array[0].tasks[0].needs

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import slurm
 from pipeline import view
-from pipeline.campaign import ALIVE
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, damaged_files, lock, lock_holder
-from pipeline.states import TaskState, task_states, to_json
+from pipeline.states import ALIVE, TaskState, task_states, to_json
 
 
 def status(folder: Path, *, as_json: bool = False) -> int:

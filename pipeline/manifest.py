@@ -17,10 +17,12 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, nearest
+from pipeline.files import write_atomically
 
 FORMAT = 1  # of the manifest, the receipts and the store's layout
 BOOKKEEPING = {"receipt.json", "error.json", "progress.json"}  # never part of a receipt's files
@@ -125,10 +127,13 @@ class Manifest:
     cluster: str = ""  # where the jobs are: local | slurm
     format: int = FORMAT
 
+    @cached_property
+    def _by_id(self) -> dict[str, Task]:
+        return {task.id: task for task in self.tasks}
+
     def task(self, task_id: str) -> Task:
-        for task in self.tasks:
-            if task.id == task_id:
-                return task
+        if task_id in self._by_id:
+            return self._by_id[task_id]
         known = [task.id for task in self.tasks]
         hint = nearest(task_id, known) or f"; expected one of its {len(known)}, such as {known[:1]}"
         raise UserError(f"no task {task_id!r} in this manifest{hint}")
@@ -174,19 +179,7 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of either."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text + "\n")
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o640)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    write_atomically(path, f"{text}\n".encode(), mode=0o640, sync=sync)
 
 
 def read_error(folder: Path) -> dict[str, Any] | None:

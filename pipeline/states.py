@@ -12,6 +12,9 @@ from pipeline.stages.work import read_progress
 if TYPE_CHECKING:
     from slurm import JobState
 
+RUNNING = ("RUNNING", "COMPLETING")  # Slurm's words
+QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
+ALIVE = RUNNING + QUEUED
 ORDER = ("done", "running", "queued", "failed", "cancelled", "waiting")
 
 
@@ -82,10 +85,10 @@ def task_states(manifest: Manifest, jobs: Mapping[str, JobState], *, launcher_al
             states.append(TaskState(task, "done", job=job_id))
         elif error is not None:
             states.append(TaskState(task, "failed", str(error.get("message", "")), job_id, log))
-        elif (job is not None and job.state in ("RUNNING", "COMPLETING")) or (launcher_alive and progress):
+        elif (job is not None and job.state in RUNNING) or (launcher_alive and progress):
             share = f"{100 * progress[0] / max(progress[1], 1e-9):.0f} % {progress[2]}" if progress else ""
             states.append(TaskState(task, "running", share.strip(), job_id))
-        elif job is not None and job.state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
+        elif job is not None and job.state in QUEUED:
             states.append(TaskState(task, "queued", job.reason, job_id))
         elif job is not None and job.state.startswith("CANCELLED"):
             states.append(TaskState(task, "cancelled", job.reason, job_id))

@@ -178,7 +178,7 @@ def print_tables(folder: Path) -> None:
     """The summary table and where the CSVs are, once there are any."""
     tables = folder / "tables"
     if (tables / "summary.csv").is_file():
-        from pipeline.report.tables import terminal
+        from pipeline.report.terminal import terminal
 
         console().print(terminal(tables / "summary.csv"))
         names = sorted(path.name for path in tables.iterdir() if path.suffix in (".csv", ".md"))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import timm
 from safetensors.torch import save
 
+from pipeline.files import write_atomically
 from pipeline.nets.architectures import default_architecture
 from pipeline.nets.backbone import Net, check_image_size
 from pipeline.nets.seeding import seeded
@@ -39,8 +39,10 @@ def export(net: Net, folder: str | Path, *, trained: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     bare = copy.deepcopy(net).cpu().headless().net
     tensors = {key: value.detach().contiguous().clone() for key, value in bare.state_dict().items()}
-    _write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))  # one entry: its order is not fixed
-    _write(folder / CONFIG, (json.dumps(_config(net, trained), indent=2) + "\n").encode())
+    write_atomically(
+        folder / WEIGHTS, save(tensors, metadata={"format": "pt"})
+    )  # one entry: its order is not fixed
+    write_atomically(folder / CONFIG, (json.dumps(_config(net, trained), indent=2) + "\n").encode())
 
 
 def load_exported(
@@ -101,15 +103,3 @@ def _config(net: Net, trained: dict[str, Any]) -> dict[str, Any]:
         "pretrained_cfg": cfg,
         _PROVENANCE: {"arch": net.arch} | {key: trained[key] for key in sorted(trained)},
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

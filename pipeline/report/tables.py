@@ -11,10 +11,7 @@ import pandas as pd
 from pipeline.report.bootstrap import Draws
 from pipeline.report.load import IDENTITY, Collected
 from pipeline.report.statistics import interval, mean_std, paired_t
-from pipeline.report.terminal import terminal
 from pipeline.specs import ReportSettings
-
-__all__ = ["cost_table", "gains_table", "summary_table", "terminal", "write_csv"]
 
 NAN = float("nan")
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import shards
@@ -85,9 +85,9 @@ def run_task(
         outcome: Outcome = stage.run(work)
         seconds = time.monotonic() - clock
         if ranks.rank == 0:
-            _leave_receipt(work, outcome, started, seconds)
+            receipt = _leave_receipt(work, outcome, started, seconds)
             if task.stage == "aggregate":
-                _publish(folder, manifest_path.parent / "tables")
+                _publish(folder, receipt.files, manifest_path.parent / "tables")
             print(f"{task.id}: done in {seconds:.1f} s", flush=True)
     except Interrupted:
         raise
@@ -99,10 +99,10 @@ def run_task(
         raise
 
 
-def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -> None:
+def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -> Receipt:
     (work.folder / "progress.json").unlink(missing_ok=True)
     task = work.task
-    Receipt(
+    receipt = Receipt(
         key=task.key,
         task=task.id,
         stage=task.stage,
@@ -118,7 +118,9 @@ def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -
         device_seconds=round(outcome.device_seconds, 3),
         peak_memory_bytes=outcome.peak_memory_bytes,
         versions=_versions(),
-    ).write(work.folder)
+    )
+    receipt.write(work.folder)
+    return receipt
 
 
 def _inputs(manifest: Manifest, task: Task) -> dict[str, list[Done]]:
@@ -160,10 +162,10 @@ def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) 
         write_json(folder / "error.json", said)
 
 
-def _publish(folder: Path, tables: Path) -> None:
+def _publish(folder: Path, names: Iterable[str], tables: Path) -> None:
     """Copy the tables and plots beside the manifest, where people look for them."""
     tables.mkdir(parents=True, exist_ok=True)
-    for name in describe_files(folder):
+    for name in names:
         temporary = tables / f".{Path(name).name}"
         shutil.copyfile(folder / name, temporary)
         os.replace(temporary, tables / Path(name).name)

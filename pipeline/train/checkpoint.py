@@ -6,7 +6,6 @@ It is read with ``weights_only=True``, so that a checkpoint can hold tensors and
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline.files import write_atomically
 
 _NAME = re.compile(r"^(\d{9})-([0-9a-f]{64})\.pt$")
 
@@ -34,17 +35,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
     torch.save(state, buffer)
     content = buffer.getbuffer()
     path = folder / f"{step:09d}-{hashlib.sha256(content).hexdigest()}.pt"
-    partial = folder / f".partial-{os.getpid()}"
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    write_atomically(path, content)
     _sync_folder(folder)
     for old in list_checkpoints(folder)[keep:]:
         old.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ import shards
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import evaluate
 from pipeline.manifest import Receipt, Task
-from pipeline.report.tables import terminal
+from pipeline.report.terminal import terminal
 from pipeline.specs import (
     AggregateSpec,
     Backbone,
