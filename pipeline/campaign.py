@@ -99,7 +99,7 @@ class Campaign:
                     (self.manifest.folder(task) / stale).unlink(missing_ok=True)
             if cluster.name == "local":
                 return self._run_here(pending)
-            self._submit(pending, cluster.profile)
+            self._submit(pending, active, cluster.profile)
         view.print_submitted(self.folder, len(pending), len(active), waiting=wait)
         if not wait:
             return 0
@@ -174,12 +174,13 @@ class Campaign:
             scheduler.run(local, on_event=watcher)
         return view.print_outcome(self.manifest, self.folder, pending, watcher.failed)
 
-    def _submit(self, pending: list[Task], profile: slurm.Profile | None) -> None:
+    def _submit(self, pending: list[Task], active: set[str], profile: slurm.Profile | None) -> None:
+        """Submit what is pending; each array waits for those of its needs that have, or get, a live job."""
         assert profile is not None
+        coming = active | {task.id for task in pending}
         for array in arrays(pack(pending)):
-            needed = array[0].tasks[0].needs
-            undone = [need for need in needed if self.manifest.receipt(self.manifest.task(need)) is None]
-            before = dict.fromkeys(self.manifest.jobs[need] for need in undone if need in self.manifest.jobs)
+            needed = [need for need in array[0].tasks[0].needs if need in coming]
+            before = dict.fromkeys(self.manifest.jobs[need] for need in needed)
             if array[0].any_outcome:  # whole arrays: ten thousand ids do not fit on a command line
                 before = dict.fromkeys(job.split("_")[0] for job in before)
             ids = slurm.submit_array(

@@ -103,7 +103,7 @@ def print_array(array: Sequence[Job], ids: Sequence[str]) -> None:
 def print_submitted(folder: Path, submitted: int, active: int, *, waiting: bool) -> None:
     running = f"; {active} were submitted before and are still on their way" if active else ""
     rest = "Waiting for them; Ctrl-C leaves them running." if waiting else "Nothing has to stay alive here."
-    console().print(f"{submitted} tasks submitted{running}. {rest}")
+    console().print(f"{submitted} task{'s' * (submitted != 1)} submitted{running}. {rest}")
     if not waiting:
         _print_next(folder)
 
