@@ -15,7 +15,8 @@ from pipeline import view
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.jobs import Job, TaskJob, arrays, pack
-from pipeline.manifest import Manifest, Task, lock
+from pipeline.lock import Lock, lock
+from pipeline.manifest import Manifest, Task
 from pipeline.plan import plan
 from pipeline.preflight import preflight
 from pipeline.specs import Resources
@@ -86,7 +87,7 @@ class Campaign:
         view.print_cluster(cluster.name, cluster.profile, self.where)
         for folder in (Path(self.manifest.store), self.folder):
             _require_writable(folder)
-        with lock(self.folder / "manifest.lock"):
+        with lock(self.folder / "manifest.lock") as held:
             active = self._carry_over_jobs(cluster)
             pending = self._startable(pending_tasks(self.manifest, stages, active), active)
             preflight(pending)
@@ -95,11 +96,11 @@ class Campaign:
                 view.print_nothing_to_do(self.folder)
                 return 0
             for task in pending:  # what an earlier attempt left must not be taken for this one's
-                for stale in ("error.json", "progress.json"):
+                for stale in ("error.json", "progress.json", "receipt.json"):
                     (self.manifest.folder(task) / stale).unlink(missing_ok=True)
             if cluster.name == "local":
                 return self._run_here(pending)
-            self._submit(pending, active, cluster.profile)
+            self._submit(pending, active, cluster.profile, held)
         view.print_submitted(self.folder, len(pending), len(active), waiting=wait)
         if not wait:
             return 0
@@ -174,7 +175,9 @@ class Campaign:
             scheduler.run(local, on_event=watcher)
         return view.print_outcome(self.manifest, self.folder, pending, watcher.failed)
 
-    def _submit(self, pending: list[Task], active: set[str], profile: slurm.Profile | None) -> None:
+    def _submit(
+        self, pending: list[Task], active: set[str], profile: slurm.Profile | None, held: Lock
+    ) -> None:
         """Submit what is pending; each array waits for those of its needs that have, or get, a live job."""
         assert profile is not None
         coming = active | {task.id for task in pending}
@@ -183,6 +186,7 @@ class Campaign:
             before = dict.fromkeys(self.manifest.jobs[need] for need in needed)
             if array[0].any_outcome:  # whole arrays: ten thousand ids do not fit on a command line
                 before = dict.fromkeys(job.split("_")[0] for job in before)
+            held.require()
             ids = slurm.submit_array(
                 [TaskJob(self.path, [task.id for task in job.tasks]) for job in array],
                 name=f"{self.experiment.name}-{array[0].stage}",

@@ -8,7 +8,8 @@ from pathlib import Path
 import slurm
 from pipeline import view
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest, damaged_files, lock, lock_holder
+from pipeline.lock import lock, lock_holder
+from pipeline.manifest import Manifest, damaged_files
 from pipeline.states import ALIVE, TaskState, task_states, to_json
 
 
@@ -53,17 +54,29 @@ def cancel(folder: Path) -> int:
     return 0
 
 
-def verify(folder: Path) -> int:
-    """Hash every finished task's files again; the exit code is 1 if any differs."""
+def verify(folder: Path, *, repair: bool = False) -> int:
+    """Hash every finished task's files again; the exit code is 1 if any differs.
+
+    Args:
+        repair: withdraw the receipts of damaged tasks, so that the next launch runs them, and what depends on
+            them, again.
+    """
     manifest = Manifest.read(folder / "manifest.json")
     finished = 0
-    problems: list[str] = []
+    damaged: dict[str, list[str]] = {}
     for task in manifest.tasks:
         receipt = manifest.receipt(task)
         if receipt is not None:
             finished += 1
-            problems += damaged_files(manifest.folder(task), receipt)
+            damaged[task.id] = damaged_files(manifest.folder(task), receipt)
+    problems = [problem for found in damaged.values() for problem in found]
     for problem in problems:
         print(problem)
     print(f"{finished} of {len(manifest.tasks)} tasks are done; {len(problems)} damaged files")
+    if repair and problems:
+        with lock(folder / "manifest.lock"):
+            for task_id, found in damaged.items():
+                if found:
+                    (manifest.folder(manifest.task(task_id)) / "receipt.json").unlink(missing_ok=True)
+                    print(f"the next launch runs again: {task_id}, and what depends on it")
     return int(bool(problems))

@@ -14,6 +14,8 @@ from pipeline.errors import one_line
 from pipeline.manifest import Task
 from pipeline.specs import Resources
 
+PATIENCE_S = 90.0  # for receipts to appear: a network file system remembers for a minute that there was none
+
 
 @dataclass(frozen=True)
 class Job:
@@ -96,7 +98,7 @@ class TaskJob:
         failed = []
         for task in self.tasks:
             try:
-                run_task(self.manifest, task, stop_requested=stop, log=log)
+                run_task(self.manifest, task, stop_requested=stop, log=log, patience_s=PATIENCE_S)
             except Interrupted:
                 if "SLURM_JOB_ID" in os.environ:
                     slurm.requeue()

@@ -30,7 +30,7 @@ VERBS = {
     "plan": "list the tasks, what they need and what is done already",
     "status": "how far every task is, with one question to the cluster",
     "cancel": "cancel the experiment's jobs",
-    "verify": "hash every finished task's files again",
+    "verify": "hash every finished task's files again; --repair plans damaged tasks anew",
     "experiments": "list the ready experiments",
     "show": "print the experiment with every default written out",
 }
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", metavar="STAGE[,STAGE]", help="run these stages only")
     made.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     made.add_argument("--wait", action="store_true", help="on Slurm: stay until all jobs have ended")
+    made.add_argument("--repair", action="store_true", help="verify: have damaged tasks run again")
     made.add_argument("--json", action="store_true", help="status and plan as JSON")
     return made
 
@@ -165,7 +166,7 @@ def _existing(given: argparse.Namespace) -> int:
         return inspection.status(folder, as_json=given.json)
     if given.verb == "cancel":
         return inspection.cancel(folder)
-    return inspection.verify(folder)
+    return inspection.verify(folder, repair=given.repair)
 
 
 if __name__ == "__main__":

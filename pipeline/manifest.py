@@ -1,21 +1,16 @@
 """The files that chain the stages: one manifest an experiment, one receipt a task. Imports no torch.
 
 ``runs/<experiment>/manifest.json`` holds the resolved experiment and every task with its key, needs, folder
-and job; only the launcher writes it, under :func:`lock`. A task's own folder in the store holds its
-``receipt.json``, written last: no receipt, or one with another key, means not done.
+and job; only the launcher writes it, under :func:`pipeline.lock.lock`. A task's own folder in the store holds
+its ``receipt.json``, written last: no receipt, or one with another key, means not done.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import getpass
 import hashlib
 import json
-import os
-import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -203,19 +198,32 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and bytes of every result file in a task's folder, by relative path."""
+def describe_files(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """SHA-256 and bytes of every result file in a task's folder, by relative path.
+
+    Args:
+        without: folders below it that hold no results.
+    """
     return {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in BOOKKEEPING and not path.name.startswith(".")
+        if path.is_file()
+        and path.name not in BOOKKEEPING
+        and not path.name.startswith(".")
+        and path.relative_to(folder).parts[0] not in without
     }
 
 
-def damaged_files(folder: Path, receipt: Receipt) -> list[str]:
-    """Re-hash a finished task: one line for each file that is missing or not what the receipt says."""
+def damaged_files(folder: Path, receipt: Receipt, names: Collection[str] | None = None) -> list[str]:
+    """Re-hash a finished task: one line for each file that is missing or not what the receipt says.
+
+    Args:
+        names: look at these of its files only.
+    """
     problems = []
     for name, said in receipt.files.items():
+        if names is not None and name not in names:
+            continue
         path = folder / name
         if not path.is_file():
             problems.append(f"{path}: missing")
@@ -224,80 +232,3 @@ def damaged_files(folder: Path, receipt: Receipt) -> list[str]:
         elif sha256_file(path) != said["sha256"]:
             problems.append(f"{path}: its SHA-256 differs from the receipt's")
     return problems
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold ``path`` as a lock for one launcher; the file says who holds it and since when.
-
-    A lock whose holder was a process of this host that is no longer there is taken over.
-
-    Raises:
-        UserError: another launcher holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mine = {
-        "user": getpass.getuser(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": _process_start(os.getpid()),
-        "since": now(),
-    }
-    for _ in range(2):
-        try:
-            # The finished file is linked into place, so no reader ever meets an empty lock.
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lock.")
-            with os.fdopen(handle, "w") as file:
-                json.dump(mine, file)
-            try:
-                os.link(temporary, path)
-            finally:
-                os.unlink(temporary)
-            break
-        except FileExistsError:
-            holder = lock_holder(path)
-            if holder is not None:
-                raise UserError(
-                    f"the manifest is held by {holder.get('user', '?')} on {holder.get('host', '?')}"
-                    f" (process {holder.get('pid', '?')}) since {holder.get('since', '?')};"
-                    f" wait for that launcher, or remove {path} if it is gone"
-                ) from None
-            path.unlink(missing_ok=True)
-    else:
-        raise UserError(f"{path} is held by another launcher")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def lock_holder(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock (user, host, pid, since), or None if nobody alive does.
-
-    Of a holder on another host it cannot be told whether it is alive: it counts as alive.
-    """
-    try:
-        holder = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    if holder.get("host") == socket.gethostname():
-        started = _process_start(holder.get("pid", 0))
-        if started is None or started != holder.get("started"):
-            return None
-    return holder
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process of this host started, in clock ticks since boot; None if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        pass
-    try:  # no /proc (macOS): all that can be said is whether it is there
-        os.kill(pid, 0)
-        return "running"
-    except (OSError, OverflowError):
-        return None

@@ -29,6 +29,7 @@ class Ranks:
     master_addr: str = "127.0.0.1"
     master_port: int = 29500
     source: Literal["torchrun", "slurm", "local", "single"] = "single"
+    job: str = ""  # names this start of this job, the same on all its ranks
 
 
 def rank_environment(environ: Mapping[str, str] | None = None) -> Ranks:
@@ -61,25 +62,38 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> Ranks:
             master_addr=env["MASTER_ADDR"],
             master_port=_number(env, "MASTER_PORT"),
             source="torchrun",
+            job=env.get("TORCHELASTIC_RUN_ID", ""),
         )
     if env.get("SLURM_STEP_ID") not in (None, "", "4294967291") and env.get("SLURM_PROCID"):
         return _from_slurm(env)
     if env.get("SUBMITIT_LOCAL_NTASKS"):
         tasks = _number(env, "SUBMITIT_LOCAL_NTASKS")
+        job = env.get("SUBMITIT_LOCAL_JOB_ID", "0")
         return Ranks(
             rank=_number(env, "SUBMITIT_LOCAL_GLOBALID"),
             world_size=tasks,
             local_rank=_number(env, "SUBMITIT_LOCAL_LOCALID"),
             local_world_size=tasks,
-            master_port=rendezvous_port(env.get("SUBMITIT_LOCAL_JOB_ID", "0")),
+            master_port=rendezvous_port(job),
             source="local",
+            job=job,
         )
     return Ranks()
 
 
+PORTS = range(20000, 32000)  # below Linux's ephemeral range
+PORTS_TRIED = 6
+
+
 def rendezvous_port(job: str) -> int:
-    """A port in 20000-31999, below Linux's ephemeral range: one a job, the same on all its ranks."""
-    return 20000 + zlib.crc32(job.encode()) % 12000
+    """One port a job, the same on all its ranks."""
+    return PORTS[zlib.crc32(job.encode()) % len(PORTS)]
+
+
+def rendezvous_ports(first: int) -> list[int]:
+    """Where to look for rank 0, in this order: somebody else may listen on the first."""
+    others = [PORTS[(first + 1999 * number) % len(PORTS)] for number in range(1, PORTS_TRIED)]
+    return [first, *others]
 
 
 def _from_slurm(env: Mapping[str, str]) -> Ranks:
@@ -95,6 +109,7 @@ def _from_slurm(env: Mapping[str, str]) -> Ranks:
         master_addr=first_host(nodelist) if nodes > 1 else "127.0.0.1",
         master_port=rendezvous_port(job),
         source="slurm",
+        job=job,
     )
 
 

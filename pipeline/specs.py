@@ -118,6 +118,7 @@ class Training(Strict):
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(600, gt=0)
     keep_checkpoints: int = Field(2, ge=1)
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"  # where a loss is not finite
     probe_epochs: float | None = Field(5, gt=0)  # k-NN probe and health each so many epochs
 
 
@@ -196,3 +197,4 @@ class Resources(Strict):
     memory_gb: float | None = Field(None, gt=0)  # a node
     minutes: int = Field(60, ge=1)
     tasks_per_job: int = Field(1, ge=1)  # small tasks packed into one job
+    silence_seconds: int = Field(120, ge=10)  # a rank not heard from for so long is lost: the task ends

@@ -46,7 +46,7 @@ def is_done(manifest: Manifest, task: Task, receipt: Receipt | None) -> bool:
 def pending_tasks(manifest: Manifest, stages: Iterable[str], active: Iterable[str] = ()) -> list[Task]:
     """The tasks of some stages that are neither done nor with a job that is still alive, in plan order.
 
-    An aggregation is pending too whenever anything that it reads is.
+    A task is pending too whenever anything that it reads is: what it made of the old may not fit the new.
 
     Args:
         active: ids of the tasks whose jobs are queued or running.
@@ -55,9 +55,7 @@ def pending_tasks(manifest: Manifest, stages: Iterable[str], active: Iterable[st
     pending: list[Task] = []
     unfinished: set[str] = set()
     for task in manifest.tasks:
-        done = is_done(manifest, task, manifest.receipt(task))
-        if task.stage == "aggregate" and unfinished & set(task.needs):
-            done = False
+        done = unfinished.isdisjoint(task.needs) and is_done(manifest, task, manifest.receipt(task))
         if not done and task.id in active:
             unfinished.add(task.id)
         elif not done and task.stage in stages:

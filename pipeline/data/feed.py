@@ -33,6 +33,10 @@ class Feed(Protocol):
 
     n: int  # images in an epoch, over all ranks
 
+    def cut(self, accumulate: int) -> None:
+        """From now on, cut this rank's share of a step into so many batches."""
+        ...
+
     def steps(self, first: int, stop: int) -> Iterator[list[Batch]]:
         """For each step from ``first`` up to ``stop``: one batch an accumulation."""
         ...
@@ -46,6 +50,10 @@ class IndexedFeed:
         self.images = images
         self.sampler = sampler
         self.n = sampler.n
+
+    def cut(self, accumulate: int) -> None:
+        """See :class:`Feed`."""
+        self.sampler.cut(accumulate)
 
     def steps(self, first: int, stop: int) -> Iterator[list[Batch]]:
         """See :class:`Feed`."""
@@ -90,10 +98,15 @@ class StreamedFeed:
         shuffle_buffer: int = 1000,
     ) -> None:
         self.images, self.split = images, split
-        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
         self.seed, self.shuffle_buffer = seed, shuffle_buffer
         self.n = len(images)
-        self.share = rank_share(batch_size, world_size=world_size, accumulate=accumulate)
+        self.cut(accumulate)
+
+    def cut(self, accumulate: int) -> None:
+        """See :class:`Feed`."""
+        self.share = rank_share(self.batch_size, world_size=self.world_size, accumulate=accumulate)
+        self.accumulate = accumulate
 
     def steps(self, first: int, stop: int) -> Iterator[list[Batch]]:
         """See :class:`Feed`."""

@@ -59,11 +59,15 @@ class EpochSampler:
             raise UserError("there are no images to train on")
         self.n = n
         self.batch_size = batch_size
-        self.rank = rank
-        self.accumulate = accumulate
+        self.rank, self.world_size = rank, world_size
         self.seed = seed
-        self.share = rank_share(batch_size, world_size=world_size, accumulate=accumulate)
+        self.cut(accumulate)
         self._permutations: dict[int, np.ndarray] = {}
+
+    def cut(self, accumulate: int) -> None:
+        """From now on, cut this rank's share of a step into so many parts."""
+        self.share = rank_share(self.batch_size, world_size=self.world_size, accumulate=accumulate)
+        self.accumulate = accumulate
 
     @property
     def steps_per_epoch(self) -> float:

@@ -25,7 +25,19 @@ def features_of(problem: Problem, split: Split) -> Tensor:
     Returns:
         float32 (N, num_features), on the CPU.
     """
-    key = (
+    key = features_key(problem, split)
+    if key in _recent:
+        _recent.move_to_end(key)
+        return _recent[key]
+    while len(_recent) >= KEPT:
+        _recent.popitem(last=False)
+    _recent[key] = _extract(problem, split)
+    return _recent[key]
+
+
+def features_key(problem: Problem, split: Split) -> tuple:
+    """All that decides a table of features."""
+    return (
         str(problem.backbone),
         str(problem.index.folder),
         split.rows.tobytes(),
@@ -34,13 +46,6 @@ def features_of(problem: Problem, split: Split) -> Tensor:
         problem.settings.precision,
         str(problem.device),
     )
-    if key in _recent:
-        _recent.move_to_end(key)
-        return _recent[key]
-    while len(_recent) >= KEPT:
-        _recent.popitem(last=False)
-    _recent[key] = _extract(problem, split)
-    return _recent[key]
 
 
 @torch.no_grad()

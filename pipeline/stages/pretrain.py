@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports: a mistake or an installation t
     main("pretrain")
     sys.exit()
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def run(work: Work) -> Outcome:
         finite. Interrupted: asked to stop; the checkpoint is written, and the same task goes on from it.
     """
     spec = PretrainSpec.model_validate(work.task.spec)
-    with join(work.ranks, work.resources) as world:
+    with join(work.ranks, work.resources, on_lost=work.rank_lost) as world:
         index = Index.open(work.inputs["shard"][0].folder)
         rows = index.rows("train")
         if not len(rows):
@@ -101,6 +100,7 @@ def run(work: Work) -> Outcome:
             device=world.device.type,
             device_seconds=trained.seconds * world.world_size,
             peak_memory_bytes=peak,
+            discard=("checkpoints",),
         )
 
 
@@ -193,7 +193,6 @@ def _export(trained: Trained, folder: Path, spec: PretrainSpec) -> None:
     }
     for arch, net in trained.nets.items():
         export(net, folder / arch, trained=said | {"initial_weights": spec.backbones[net.arch].weights})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _metrics(trained: Trained, *, learns: bool) -> dict[str, Any]:

@@ -21,12 +21,24 @@ import shards
 import slurm
 from pipeline.errors import EXIT_USER_ERROR, OneLineParser, UserError, one_line, storage_error
 from pipeline.installed import check_torch
-from pipeline.manifest import Manifest, Receipt, Task, describe_files, now, read_error, write_json
+from pipeline.manifest import (
+    Manifest,
+    Receipt,
+    Task,
+    damaged_files,
+    describe_files,
+    now,
+    read_error,
+    write_json,
+)
 from pipeline.ranks import Ranks, rank_environment
 from pipeline.specs import STAGES, Resources
 from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
 
 INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same command goes on
+RANK_LOST = 76  # exit code: another rank was not heard from any more
+POLL_S = 0.5
+READ_BY_AGGREGATE = ("predictions.npz", "log.jsonl")
 
 
 def user_errors() -> tuple[type[Exception], ...]:
@@ -40,6 +52,7 @@ def run_task(
     *,
     stop_requested: Callable[[], bool] = lambda: False,
     log: str | None = None,
+    patience_s: float = 0,
 ) -> None:
     """Run a task of a manifest unless it is done. (An aggregation is never done: it reads what is there now.)
 
@@ -48,6 +61,8 @@ def run_task(
         task_id: which of its tasks.
         stop_requested: asked at step boundaries; true makes the stage stop after a checkpoint.
         log: the file that this process's errors go to, for ``error.json``.
+        patience_s: how long to wait for the receipts of the tasks it needs, which a shared file system may
+            show later than Slurm starts this job.
 
     Raises:
         UserError: a task it needs is not done, or the input is wrong.
@@ -69,15 +84,23 @@ def run_task(
         raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
     print(f"{task.id}: rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}", flush=True)
     started, clock = now(), time.monotonic()
+
+    def rank_lost(text: str) -> None:
+        """The main thread may be waiting for that rank in a collective, for half an hour: end it all."""
+        _leave_error(folder, UserError(text), ranks, log)
+        print(f"error: {task.id}: {text}", file=sys.stderr, flush=True)
+        os._exit(RANK_LOST)
+
     try:
         work = Work(
             task=task,
             folder=folder,
-            inputs=_inputs(manifest, task),
+            inputs=_inputs(manifest, task, ranks, patience_s),
             everything=_everything(manifest, task) if task.stage == "aggregate" else [],
             resources=Resources.model_validate(task.resources),
             ranks=ranks,
             stop_requested=stop_requested,
+            rank_lost=rank_lost,
         )
         if task.stage in ("pretrain", "finetune"):
             check_torch()
@@ -107,7 +130,7 @@ def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -
         task=task.id,
         stage=task.stage,
         metrics=outcome.metrics,
-        files=describe_files(work.folder),
+        files=describe_files(work.folder, without=outcome.discard),
         started=started,
         ended=now(),
         seconds=round(seconds, 3),
@@ -120,27 +143,59 @@ def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -
         versions=_versions(),
     )
     receipt.write(work.folder)
+    for name in outcome.discard:  # only now: until there is a receipt, a restart needs them
+        shutil.rmtree(work.folder / name, ignore_errors=True)
     return receipt
 
 
-def _inputs(manifest: Manifest, task: Task) -> dict[str, list[Done]]:
+def _inputs(manifest: Manifest, task: Task, ranks: Ranks, patience_s: float) -> dict[str, list[Done]]:
+    """The finished tasks that this one reads, every file of them as its receipt says."""
     inputs: dict[str, list[Done]] = {}
     if task.stage == "aggregate":  # reads whatever is there
         return inputs
+    deadline = time.monotonic() + patience_s
     for need in map(manifest.task, task.needs):
-        receipt = manifest.receipt(need)
-        if receipt is None:
-            raise UserError(f"{task.id} needs {need.id}, which is not done ({manifest.folder(need)})")
-        inputs.setdefault(need.stage, []).append(Done(need, manifest.folder(need), receipt))
+        folder = manifest.folder(need)
+        while (receipt := manifest.receipt(need)) is None:
+            if time.monotonic() >= deadline:
+                raise UserError(f"{task.id} needs {need.id}, which is not done ({folder})")
+            time.sleep(POLL_S)
+            with contextlib.suppress(OSError):
+                os.listdir(folder)  # a network file system then looks for new files
+        if ranks.local_rank == 0:  # one a node: each may have its own copy in memory
+            _require_sound(need, folder, receipt, manifest.experiment.get("name", ""))
+        inputs.setdefault(need.stage, []).append(Done(need, folder, receipt))
     return inputs
 
 
+_sound: set[tuple[str, str]] = set()  # folders and keys that this process has looked at
+
+
+def _require_sound(task: Task, folder: Path, receipt: Receipt, experiment: str) -> None:
+    """Raises UserError where a file of a finished task is missing or not what its receipt says."""
+    if (str(folder), task.key) in _sound:
+        return
+    problems = damaged_files(folder, receipt)
+    if problems:
+        raise UserError(
+            f"{task.id} is damaged: {problems[0]}; `python -m pipeline.launch verify {experiment} --repair`"
+            " makes the next launch run it again"
+        )
+    _sound.add((str(folder), task.key))
+
+
 def _everything(manifest: Manifest, task: Task) -> list[Entry]:
+    """Every other task; one whose predictions or log are damaged counts as failed."""
     entries = []
     for other in manifest.tasks:
-        if other.id != task.id:
-            folder = manifest.folder(other)
-            entries.append(Entry(other, folder, manifest.receipt(other), read_error(folder)))
+        if other.id == task.id:
+            continue
+        folder = manifest.folder(other)
+        receipt, error = manifest.receipt(other), read_error(folder)
+        problems = damaged_files(folder, receipt, READ_BY_AGGREGATE) if receipt is not None else []
+        if problems:
+            receipt, error = None, {"kind": "Damaged", "message": problems[0]}
+        entries.append(Entry(other, folder, receipt, error))
     return entries
 
 

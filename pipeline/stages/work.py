@@ -52,6 +52,7 @@ class Work:
         resources: devices, ranks and threads.
         ranks: this process's place among all.
         stop_requested: true once a signal has asked this process to stop at the next step boundary.
+        rank_lost: told in one line which rank is gone; it ends this process. None: nobody watches.
     """
 
     task: Task
@@ -61,6 +62,7 @@ class Work:
     resources: Resources = field(default_factory=Resources)
     ranks: Ranks = field(default_factory=Ranks)
     stop_requested: Callable[[], bool] = lambda: False
+    rank_lost: Callable[[str], None] | None = None
     _last_progress: float = 0.0
 
     def progress(self, done: float, total: float, text: str = "") -> None:
@@ -82,6 +84,7 @@ class Outcome:
         device: where the nets ran, ``cpu`` or ``cuda``.
         device_seconds: seconds of training times ranks.
         peak_memory_bytes: the largest of any rank, on the device (CUDA) or resident (CPU).
+        discard: folders below the task's own that are no part of the result: removed once there is a receipt.
     """
 
     metrics: Json
@@ -89,6 +92,7 @@ class Outcome:
     device: str = "cpu"
     device_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    discard: tuple[str, ...] = ()
 
 
 def read_progress(folder: Path) -> tuple[float, float, str] | None:

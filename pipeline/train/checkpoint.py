@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,63 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
     return path
 
 
+class CheckpointWriter:
+    """Writes checkpoints in a thread while the training goes on, one at a time.
+
+    Args:
+        folder, keep: as for :func:`save_checkpoint`.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def write(self, state: dict[str, Any], *, step: int, first: Callable[[], None] = lambda: None) -> None:
+        """Begin to write; where the checkpoint before is not written yet, wait for it.
+
+        Args:
+            state: as for :func:`save_checkpoint`; it is copied to host memory before this returns.
+            step: steps done.
+            first: called in the thread before the checkpoint appears, for what must be on disk by then.
+
+        Raises:
+            OSError: the checkpoint before could not be written.
+        """
+        self.settle()
+        copy = snapshot(state)
+
+        def work() -> None:
+            first()
+            save_checkpoint(self.folder, copy, step=step, keep=self.keep)
+
+        self._writing = self._thread.submit(work)
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Wait until the newest checkpoint is on disk.
+
+        Args:
+            wait: false only looks whether it has failed.
+
+        Raises:
+            OSError: it could not be written; those before it are as they were.
+        """
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def snapshot(value: Any) -> Any:
+    """A copy in host memory of tensors in dicts, lists and tuples; other values as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: snapshot(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(snapshot(part) for part in value)
+    return value
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints, the newest first; damaged ones are among them."""
     if not folder.is_dir():
@@ -68,6 +126,12 @@ def sound_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Path | None
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU."""
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what a writer that was killed has left half-written. Nobody may be writing."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

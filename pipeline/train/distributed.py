@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pipeline.errors import UserError
 from pipeline.ranks import Ranks
 from pipeline.specs import Resources
+from pipeline.train.meeting import Watch, meet
 
 TIMEOUT = timedelta(minutes=30)  # a collective that waits longer fails on every rank
 
@@ -92,12 +93,16 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"], *, local_rank: int = 0)
 
 
 @contextlib.contextmanager
-def join(ranks: Ranks, resources: Resources) -> Iterator[World]:
+def join(
+    ranks: Ranks, resources: Resources, *, on_lost: Callable[[str], None] | None = None
+) -> Iterator[World]:
     """Set this process up for training and leave the process group at the end.
 
     Args:
         ranks: this process's place.
         resources: device and threads.
+        on_lost: told, in another thread, which rank has fallen silent; it must end this process, whose main
+            thread may be waiting for that rank. None: collectives wait until their own time-out.
 
     Raises:
         UserError: no device as asked for, or the other ranks cannot be reached.
@@ -119,29 +124,27 @@ def join(ranks: Ranks, resources: Resources) -> Iterator[World]:
     if ranks.world_size == 1:
         yield world
         return
-    address = f"tcp://{_bracketed(ranks.master_addr)}:{ranks.master_port}"
-    try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=address,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            timeout=TIMEOUT,
-            device_id=device if device.type == "cuda" else None,
-        )
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise UserError(
-            f"rank {ranks.rank} could not join the {ranks.world_size} ranks at {address}:"
-            f" {str(error).splitlines()[0]}"
-        ) from None
-    try:
+    meeting = meet(ranks)
+    with contextlib.ExitStack() as leave:
+        if on_lost is not None:
+            watch = Watch(meeting.another(), ranks, silence_s=resources.silence_seconds, on_lost=on_lost)
+            leave.callback(watch.close)
+        try:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=meeting.named(),
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                timeout=TIMEOUT,
+                device_id=device if device.type == "cuda" else None,
+            )
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            raise UserError(
+                f"rank {ranks.rank} could not join the {ranks.world_size} ranks at {ranks.master_addr}:"
+                f" {str(error).splitlines()[0]}"
+            ) from None
+        leave.callback(dist.destroy_process_group)
         yield world
-    finally:
-        dist.destroy_process_group()
-
-
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
 
 
 def peak_memory(world: World) -> int:

@@ -50,10 +50,12 @@ class Log:
         self._board.add_scalar("step/images_per_second", images_per_second, step)
 
     def position(self) -> int:
-        """Bytes written, safely on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Bytes written."""
         return self._file.tell()
+
+    def sync(self) -> None:
+        """Put on disk what has been written. Safe to call from another thread."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -25,17 +25,26 @@ from pipeline.train.boundary import Agreed, Boundary
 from pipeline.train.distributed import World
 from pipeline.train.logs import Log, read_log
 from pipeline.train.optim import make_optimizer, set_schedule
-from pipeline.train.state import State
+from pipeline.train.state import State, random_state, set_random_state
 from pipeline.train.syncbn import synchronise_batch_norm
 from pipeline.train.views import Views
 
 Probe = Callable[[Method, dict[str, Net]], dict[str, dict[str, Any]]]  # lines for the log, by kind
 LINES_PER_EPOCH = 10
 MOST_STEPS_A_LINE = 50
+MOST_BROKEN = 10  # losses that are not finite, one after another or after going back, before it stops
 
 
 class Stopped(Exception):
     """The training was asked to stop and has written its checkpoint."""
+
+
+class _Broken(Exception):
+    """A loss was not finite on some rank; every rank raises it for the same step."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        super().__init__(rank, step)
+        self.rank, self.step = rank, step
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,13 @@ class Loop:
             folder=folder / "checkpoints",
             keep=training.keep_checkpoints,
             seed=seed,
+            batch_size=training.batch_size,
+            accumulate=training.accumulate,
             say=say,
         )
+        self.first = self.state.restore()
+        feed.cut(self.state.accumulate)
+        self.broken = 0  # losses not finite: in a row (skip), in all (rollback)
         self.boundary = Boundary(world)
         self.autocast = autocast(training, world)
         self.model: torch.nn.Module = method
@@ -126,7 +140,7 @@ class Loop:
             for net in [part for part in method.modules() if isinstance(part, Net)]:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]
         if world.world_size > 1 and self.learns:
-            whole = training.accumulate == 1  # a static graph cannot leave out the synchronisation
+            whole = self.state.accumulate == 1  # a static graph cannot leave out the synchronisation
             self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)
 
     def run(self) -> Trained:
@@ -134,20 +148,37 @@ class Loop:
 
         Raises:
             Stopped: asked to stop; the checkpoint is written.
-            UserError: a loss was not finite.
+            UserError: a loss was not finite, and ``on_nan`` does not help.
+            OSError: a checkpoint could not be written; those before it are as they were.
         """
-        first = self.state.restore()
+        self._begin()
+        if self.first == 0:
+            self._probe(0, self.method.exported())
+            if self.training.on_nan == "rollback":
+                self._save(0)
+        while True:
+            try:
+                self._train()
+                return self._finish()
+            except _Broken as broken:
+                self._roll_back(broken)
+
+    def _begin(self) -> None:
         self.log: Log | None = None
         if self.world.is_first:
-            self.log = Log(self.folder, position=self.state.log_position, step=first)
+            self.log = Log(self.folder, position=self.state.log_position, step=self.first)
         self.saved_at = self.clock = time.monotonic()
-        if first == 0:
-            self._probe(0, self.method.exported())
+
+    def _train(self) -> None:
         self.method.train()
-        for step, batches in enumerate(self.feed.steps(first, self.steps), start=first):
+        for step, batches in enumerate(self.feed.steps(self.first, self.steps), start=self.first):
+            if step in self.state.left_out:
+                continue
             now = self._progress(step)
             rates = self._set_rates(step)
             scalars = self._step(batches, now)
+            if scalars is None:
+                continue
             self.averaging.update(self.method, now)
             if step % self.log_every == 0 or step + 1 == self.steps:
                 self._log(scalars, rates, now)
@@ -158,11 +189,19 @@ class Loop:
                 self._save(step + 1)
             if agreed.stop and step + 1 < self.steps:
                 self._stop(step + 1)
-        return self._finish()
+        self._refuse_broken(self.boundary.settle())
 
-    def _step(self, batches: list[Batch], now: Progress) -> dict[str, Tensor]:
-        """Forward and backward over all accumulations, then one optimiser step; gives means to log."""
+    def _step(self, batches: list[Batch], now: Progress) -> dict[str, Tensor] | None:
+        """Forward and backward over all accumulations, then one optimiser step.
+
+        Returns:
+            Means to log; None if a loss was not finite and the step was therefore not taken.
+        """
         totals: dict[str, Tensor] = {}
+        skips = self.training.on_nan == "skip" and self.learns
+        if skips:
+            buffers = [buffer.clone() for buffer in self.method.buffers()]
+            random = random_state(self.world.device)
         for number, batch in enumerate(batches, start=1):
             views = self.views(batch)
             with self._synchronised(number == len(batches)), torch.set_grad_enabled(self.learns):
@@ -174,12 +213,37 @@ class Loop:
                 totals[name] = totals.get(name, 0) + value.detach().float() / len(batches)
         if self.optimizer is not None:
             self.method.after_backward(now)
-            if self.training.clip_grad is not None:
-                torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.training.clip_grad)
+            norm = torch.ones(())
+            if self.training.clip_grad is not None or skips:
+                most = self.training.clip_grad or math.inf
+                norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), most)
+            if skips and self._is_broken(totals["loss"], norm):
+                for buffer, before in zip(self.method.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                set_random_state(random, self.world.device)
+                self.optimizer.zero_grad(set_to_none=True)
+                self._count_skipped(now.step)
+                return None
+            if skips:
+                self.broken = 0
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.method.after_step(now)
         return totals
+
+    def _is_broken(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether a loss or a gradient is not finite on any rank. It waits for the device."""
+        broken = ~(loss.isfinite() & norm.to(loss.device).isfinite())
+        return bool(self.world.maximum(broken.to(torch.int64)).item())
+
+    def _count_skipped(self, step: int) -> None:
+        self.broken += 1
+        if self.broken > MOST_BROKEN:
+            raise UserError(
+                f"the loss is not finite at step {step}, nor at the {MOST_BROKEN} before: stopped"
+            )
+        if self.world.is_first:
+            self.say(f"the loss is not finite at step {step}: the step is skipped")
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
         """Gradients are averaged over ranks once a step: in the last accumulation."""
@@ -214,6 +278,7 @@ class Loop:
         self.progress(now.step + 1, self.steps, f"loss {values['loss']:.4g}, {speed:.0f} images/s")
 
     def _agree(self, loss: Tensor, step: int) -> Agreed:
+        self.state.settle(wait=False)
         due = time.monotonic() - self.saved_at >= self.training.checkpoint_seconds
         agreed = self.boundary.exchange(loss, step=step, stop=self.stop_requested(), save=due)
         self._refuse_broken(agreed)
@@ -222,11 +287,26 @@ class Loop:
     def _refuse_broken(self, agreed: Agreed) -> None:
         if agreed.broken is not None:
             rank, step = agreed.broken
+            if self.training.on_nan == "rollback" and self.broken < MOST_BROKEN:
+                raise _Broken(rank, step)
             raise UserError(
                 f"the loss is not finite at step {step} of {self.steps} on rank {rank}: training stopped"
                 " (a smaller train.lr, a longer train.warmup_epochs or train.clip_grad help);"
                 f" the last checkpoint is from step {self.state.saved_step}"
             )
+
+    def _roll_back(self, broken: _Broken) -> None:
+        """Go back to the last checkpoint, and leave out the step whose loss was not finite."""
+        self.broken += 1
+        self.boundary.settle()
+        self.state.settle()
+        if self.log is not None:
+            self.log.close()
+            self.say(f"the loss is not finite at step {broken.step} on rank {broken.rank}: going back")
+        self.state.left_out.add(broken.step)
+        self.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        self.first = self.state.restore()
+        self._begin()
 
     def _is_probe_due(self, done: int) -> bool:
         return done % self.probe_every == 0 and done < self.steps
@@ -238,11 +318,12 @@ class Loop:
 
     def _save(self, done: int) -> None:
         self._refuse_broken(self.boundary.settle())
-        position = self.log.position() if self.log is not None else 0
-        self.state.save(done, log_position=position, seconds=self._seconds())
+        position, first = (self.log.position(), self.log.sync) if self.log is not None else (0, _nothing)
+        self.state.save(done, log_position=position, seconds=self._seconds(), first=first)
         self.saved_at = time.monotonic()
 
     def _stop(self, done: int) -> None:
+        self.state.settle()
         if self.log is not None:
             self.log.close()
         raise Stopped(f"stopped after step {done} of {self.steps}")
@@ -265,7 +346,7 @@ class Loop:
         return lines
 
     def _finish(self) -> Trained:
-        self._refuse_broken(self.boundary.settle())
+        self.state.settle()
         nets = self.averaging.nets(self.method)
         if self.averaging.model is not None:
             epoch = self.feed.steps(0, math.ceil(self.steps_per_epoch))
@@ -277,7 +358,7 @@ class Loop:
             self.log.close()
             since = self.steps - max(1, self.steps_per_epoch)  # a batch may hold more than an epoch
             last = [line for line in read_log(self.folder, "step") if line["step"] >= since]
-            loss = sum(line["loss"] for line in last) / len(last)
+            loss = sum(line["loss"] for line in last) / len(last) if last else None  # all steps left out
         for net in nets.values():
             net.eval()
         return Trained(
@@ -288,6 +369,10 @@ class Loop:
             seconds=seconds,
             probe=lines,
         )
+
+
+def _nothing() -> None:
+    pass
 
 
 def autocast(training: Training, world: World) -> Callable[[], contextlib.AbstractContextManager]:

@@ -11,10 +11,10 @@ import torch
 from pipeline.errors import UserError
 from pipeline.methods.base import Method
 from pipeline.train.averaging import Averaging
-from pipeline.train.checkpoint import load_checkpoint, save_checkpoint, sound_checkpoint
+from pipeline.train.checkpoint import CheckpointWriter, load_checkpoint, remove_remains, sound_checkpoint
 from pipeline.train.distributed import World
 
-FORMAT = 1
+FORMAT = 2
 
 
 class State:
@@ -30,12 +30,17 @@ class State:
         folder: of the checkpoints.
         keep: how many to keep.
         seed: of the random state at the start.
+        batch_size: of a step, over all ranks.
+        accumulate: parts that each rank's share of a step is cut into.
         say: told when a checkpoint is found damaged, and where the training goes on.
 
     Attributes:
         saved_step: steps done at the newest checkpoint; 0 before the first.
         log_position: bytes of the log that belong to it.
         seconds: of training up to it.
+        accumulate: as given; after :meth:`restore` on another number of ranks, as many parts as keep a part
+            no larger than it was.
+        left_out: steps whose images are not trained on, because they led to a loss that was not finite.
     """
 
     def __init__(
@@ -48,21 +53,32 @@ class State:
         folder: Path,
         keep: int,
         seed: int,
+        batch_size: int,
+        accumulate: int,
         say: Callable[[str], None],
     ) -> None:
         self.method, self.optimizer, self.averaging = method, optimizer, averaging
-        self.world, self.folder, self.keep, self.seed, self.say = world, folder, keep, seed, say
+        self.world, self.folder, self.seed, self.say = world, folder, seed, say
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.writer = CheckpointWriter(folder, keep=keep)
+        self.left_out: set[int] = set()
         self.saved_step = 0
         self.log_position = 0
         self.seconds = 0.0
 
-    def save(self, step: int, *, log_position: int, seconds: float) -> None:
-        """Write a checkpoint (rank 0) after so many steps; every rank calls this.
+    def save(
+        self, step: int, *, log_position: int, seconds: float, first: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begin to write a checkpoint (rank 0) after so many steps; every rank calls this.
+
+        Args:
+            first: puts on disk what must be there when the checkpoint appears: the log up to its position.
 
         Raises:
             UserError: a weight is not finite: such a state is not worth going back to.
+            OSError: the checkpoint before this one could not be written.
         """
-        randoms = self.world.gather(_random_state(self.world.device))
+        randoms = self.world.gather(random_state(self.world.device))
         if self.world.is_first:
             if not all(bool(p.isfinite().all()) for p in self.method.parameters()):
                 raise UserError(
@@ -74,13 +90,24 @@ class State:
                 "step": step,
                 "log_position": log_position,
                 "seconds": seconds,
+                "world_size": self.world.world_size,
+                "accumulate": self.accumulate,
+                "left_out": sorted(self.left_out),
                 "method": self.method.state_dict(),
                 "optimizer": {} if self.optimizer is None else self.optimizer.state_dict(),
                 "averaging": self.averaging.state_dict(),
                 "random": randoms,
             }
-            save_checkpoint(self.folder, state, step=step, keep=self.keep)
+            self.writer.write(state, step=step, first=first)
         self.saved_step = step
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Wait until the newest checkpoint is on disk, or only look whether writing it has failed.
+
+        Raises:
+            OSError: it could not be written; those before it are as they were.
+        """
+        self.writer.settle(wait=wait)
 
     def restore(self) -> int:
         """Take over the newest sound checkpoint, on every rank.
@@ -88,7 +115,10 @@ class State:
         Returns:
             Steps done; 0 without a checkpoint, and then the random state is seeded.
         """
-        found = sound_checkpoint(self.folder, say=self.say) if self.world.is_first else None
+        found: Path | None = None
+        if self.world.is_first:
+            remove_remains(self.folder)
+            found = sound_checkpoint(self.folder, say=self.say)
         path: Path | None = self.world.from_first(found)
         if path is None:
             self._seed(0)
@@ -101,21 +131,35 @@ class State:
             self.optimizer.load_state_dict(state["optimizer"])
         self.averaging.load_state_dict(state["averaging"])
         if len(state["random"]) == self.world.world_size:
-            _set_random_state(state["random"][self.world.rank], self.world.device)
+            set_random_state(state["random"][self.world.rank], self.world.device)
         else:  # another number of ranks: no rank's state is its successor
             self._seed(state["step"])
+            self._cut(parts=state["world_size"] * state["accumulate"], before=state["world_size"])
+        self.left_out |= set(state["left_out"])
         self.saved_step, self.log_position = state["step"], state["log_position"]
         self.seconds = state["seconds"]
         if self.world.is_first:
             self.say(f"going on after step {self.saved_step} ({path.name[:16]})")
         return self.saved_step
 
+    def _cut(self, *, parts: int, before: int) -> None:
+        """Accumulate where there are fewer ranks than before, so that what fitted on a device still does."""
+        ranks = self.world.world_size
+        self.accumulate = max(self.accumulate, -(-parts // ranks))
+        while self.batch_size % (ranks * self.accumulate) and ranks * self.accumulate < self.batch_size:
+            self.accumulate += 1
+        if self.world.is_first:
+            self.say(
+                f"{before} ranks before, {ranks} now: each step's images are the same, in {ranks} x"
+                f" {self.accumulate} parts; losses that compare images see those of one accumulation"
+            )
+
     def _seed(self, step: int) -> None:
         """Each rank its own random numbers, for dropout and the like."""
         torch.manual_seed((self.seed * 1_000_003 + step) * 65_536 + self.world.rank)
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def random_state(device: torch.device) -> torch.Tensor:
     """(K,) uint8: the generators of the CPU and of the device."""
     parts = [torch.get_rng_state()]
     if device.type == "cuda":
@@ -123,7 +167,8 @@ def _random_state(device: torch.device) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _set_random_state(state: torch.Tensor, device: torch.device) -> None:
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Go back to what :func:`random_state` gave."""
     length = len(torch.get_rng_state())
     torch.set_rng_state(state[:length])
     if device.type == "cuda" and len(state) > length:

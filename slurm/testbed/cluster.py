@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -83,15 +84,67 @@ class Testbed:
         if settings.accounting:
             self._start_database(ports[-1])
             self._start_slurmdbd(ports)
+        self._start_controller()
+        for name in settings.node_names:
+            self._start_node(name)
+        wait_until(self._nodes_ready, "the nodes", log=self.log / "slurmctld.log")
+
+    def _start_controller(self) -> None:
         controller = ["slurmctld", "-D", "-f", str(self.conf)]
         self._add(start("slurmctld", controller, log=self.log / "output.log", environment=self.environment))
-        for name in settings.node_names:
-            (self.folder / "spool" / name).mkdir(exist_ok=True)
-            node = ["slurmd", "-D", "-N", name, "-f", str(self.conf)]
-            self._add(
-                start(f"slurmd {name}", node, log=self.log / "output.log", environment=self.environment)
-            )
-        wait_until(self._nodes_ready, "the nodes", log=self.log / "slurmctld.log")
+
+    def _start_node(self, name: str) -> None:
+        (self.folder / "spool" / name).mkdir(exist_ok=True)
+        node = ["slurmd", "-D", "-N", name, "-f", str(self.conf)]
+        self._add(start(f"slurmd {name}", node, log=self.log / "output.log", environment=self.environment))
+
+    def lose_node(self, name: str) -> None:
+        """Kill everything that runs on a node, as a power cut does, and have Slurm notice it at once."""
+        self._kill(f"slurmd {name}")
+        for process in self._processes_of_node(name):
+            process.send(signal.SIGKILL)
+        self._scontrol("update", f"nodename={name}", "state=down", "reason=lost")
+
+    def bring_back_node(self, name: str) -> None:
+        """Start a lost node again, and wait until jobs can use it."""
+        self._start_node(name)
+        self._scontrol("update", f"nodename={name}", "state=resume")
+        wait_until(self._nodes_ready, f"node {name}", log=self.log / f"slurmd.{name}.log")
+
+    def restart_controller(self) -> None:
+        """Kill slurmctld, as a crash does, and start it again; it finds its jobs in its state folder."""
+        self._kill("slurmctld")
+        self._start_controller()
+        wait_until(self._nodes_ready, "slurmctld", log=self.log / "slurmctld.log")
+
+    def _kill(self, name: str) -> None:
+        """Kill a daemon and forget it."""
+        killed = [daemon for daemon in self.daemons() if daemon.name == name]
+        end(killed, patience=0)
+        self._remember(self.settings(), [daemon for daemon in self.daemons() if daemon not in killed])
+
+    def _processes_of_node(self, name: str) -> list[Daemon]:
+        """The job steps on a node and what runs in them."""
+        wanted = [f"SLURMD_NODENAME={name}".encode(), f"SLURM_CONF={self.conf}".encode()]
+        found: dict[int, Daemon] = {}
+        for pid, command in _processes():
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            if all(entry in environment for entry in wanted):
+                found[pid] = Daemon(command, pid, start_time(pid) or 0)
+                try:
+                    if Path(f"/proc/{parent}/comm").read_text().strip() == "slurmstepd":
+                        found[parent] = Daemon("slurmstepd", parent, start_time(parent) or 0)
+                except OSError:
+                    continue
+        return list(found.values())
+
+    def _scontrol(self, *words: str) -> None:
+        environment = {**os.environ, **self.environment}
+        subprocess.run(["scontrol", *words], env=environment, check=True, capture_output=True, timeout=30)
 
     def _start_database(self, port: int) -> None:
         data, socket = self.folder / "database", self.folder / "database.sock"

@@ -13,7 +13,7 @@ from PIL import Image
 
 import shards
 from pipeline.errors import UserError
-from pipeline.evaluate import features, images
+from pipeline.evaluate import features, images, linear
 from pipeline.manifest import Receipt, Task
 from pipeline.nets.backbone import create_backbone
 from pipeline.nets.export import export
@@ -67,6 +67,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forget() -> None:
     features._recent.clear()
     images._recent.clear()
+    linear._newest = None
 
 
 def run(store: Path, folder: Path, *, data: str = "single", **changes: Any) -> tuple[dict[str, Any], Path]:
@@ -135,6 +136,7 @@ def test_result_does_not_depend_on_what_ran_before(store: Path, tmp_path: Path, 
     alone, _ = run(store, tmp_path / "alone", protocol=protocol, fraction=0.3)
     features._recent.clear()
     images._recent.clear()
+    linear._newest = None
     torch.manual_seed(123)
     for other in ({"fraction": 1.0}, {"fraction": 0.3, "seed": 5}, {"arch": "vit"}):
         run(store, tmp_path / "other", **({"protocol": protocol} | other))
@@ -176,6 +178,24 @@ def test_packed_tasks_extract_and_decode_once(
     run(store, tmp_path, protocol="linear", fraction=0.1)
     assert len(extracted) == 4
     assert len(decoded) == len(set(decoded))
+
+
+def test_equal_linear_fits_of_packed_seeds_are_made_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = []
+    fit = linear.fit_logistic
+    monkeypatch.setattr(linear, "fit_logistic", lambda *a, **k: fits.append(1) or fit(*a, **k))
+    run(store, tmp_path / "0")
+    first = len(fits)
+    run(store, tmp_path / "1", seed=1)
+    assert len(fits) == first, "with all labels both seeds have the same images"
+    results = [predictions(tmp_path / seed)["probabilities"] for seed in "01"]
+    np.testing.assert_array_equal(*results)
+    for other in ({"seed": 0, "fraction": 0.3}, {"seed": 1, "fraction": 0.3}, {"arch": "vit"}):
+        before = len(fits)
+        run(store, tmp_path / "other", **other)
+        assert len(fits) > before, other
 
 
 def test_feature_tables_are_forgotten_in_time(store: Path, tmp_path: Path) -> None:

@@ -125,3 +125,45 @@ def test_damaged_shard_is_named_and_exits_2(launch):
     assert str(tar) in launch.out
     launch("all", settings=["seeds=[1]"], code=2)
     assert str(tar) in launch.err
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damaged", ["shard/*/train-000000.tar", "shard/*/samples.csv", "pretrain/*/cnn/model.safetensors"]
+)
+def test_flipped_bit_is_found_before_use_and_repaired(launch, damaged):
+    launch("all")
+    before = (launch.folder / "runs" / "tiny" / "tables" / "results.csv").read_bytes()
+    (path,) = (launch.folder / "store").glob(damaged)
+    sound = path.read_bytes()
+    flip(path)
+    launch("all", settings=["finetune.fractions=[0.2]"], code=2)
+    assert str(path) in launch.err and "verify tiny --repair" in launch.err
+    launch("all")  # nothing reads it: everything is done
+    launch("verify", "--repair", code=1)
+    assert str(path) in launch.out
+    stage = damaged.split("/")[0]
+    started = launch("all")
+    assert {task.split("/")[0] for task in started} == {"shard", "pretrain", "finetune", "aggregate"} - (
+        {"shard"} if stage == "pretrain" else set()
+    )
+    assert path.read_bytes() == sound
+    assert (launch.folder / "runs" / "tiny" / "tables" / "results.csv").read_bytes() == before
+    launch("verify")
+
+
+@pytest.mark.slow
+def test_damaged_predictions_are_named_in_the_tables_not_counted(launch):
+    (path,) = (launch.folder / "store" / "finetune").glob("*/predictions.npz")
+    flip(path)
+    launch("all", settings=["report.bootstrap=11"])  # other tables of the same tasks
+    tables = launch.folder / "runs" / "tiny" / "tables"
+    assert list(pd.read_csv(tables / "results.csv")["status"]) == ["failed"]
+    assert str(path) in (tables / "report.md").read_text()

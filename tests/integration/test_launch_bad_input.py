@@ -17,7 +17,8 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.launch import main
-from pipeline.manifest import Manifest, Receipt, lock
+from pipeline.lock import lock
+from pipeline.manifest import Manifest, Receipt
 from pipeline.plan import plan
 from pipeline.stages.runner import run_task
 from pipeline.view import print_outcome

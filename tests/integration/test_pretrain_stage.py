@@ -14,7 +14,7 @@ from pipeline.methods.options import resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.nets.export import load_exported
 from pipeline.specs import PretrainSpec, Resources
-from pipeline.stages import pretrain
+from pipeline.stages import pretrain, runner
 from pipeline.stages.work import Done, Interrupted, Work
 from pipeline.train.checkpoint import list_checkpoints
 
@@ -69,7 +69,6 @@ def test_joint_method_leaves_two_backbones_that_plain_timm_loads_and_says_how_th
     assert metrics["knn"].keys() == metrics["health"].keys() == {"cnn", "vit"}
     assert metrics["knn"]["cnn"] == 1.0  # dark or bright: even a random CNN tells
     assert outcome.peak_memory_bytes > 2**20 and outcome.device == "cpu"
-    assert not (tmp_path / "checkpoints").exists()
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert kinds.count("health") == kinds.count("knn") == 5  # at the start, after 2.6 steps each, at the end
     assert any((tmp_path / "tensorboard").iterdir())
@@ -103,6 +102,33 @@ def test_stopped_stage_is_interrupted_with_its_checkpoint(shards, tmp_path):
     with pytest.raises(Interrupted, match="pretrain/cass: stopped after step 1 of 10"):
         pretrain.run(work)
     assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_killed_between_the_last_step_and_the_receipt_repeats_one_checkpoint_interval(
+    shards, tmp_path, monkeypatch, capsys
+):
+    whole, killed = (
+        make_work("cass", shards, tmp_path / "whole"),
+        make_work("cass", shards, tmp_path / "killed"),
+    )
+    receipts = [runner._leave_receipt(whole, pretrain.run(whole), "", 0.0)]
+
+    def die(folder, **ignored):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "describe_files", die)
+        runner._leave_receipt(killed, pretrain.run(killed), "", 0.0)
+    assert (tmp_path / "killed" / "cnn" / "model.safetensors").exists()
+    capsys.readouterr()
+    receipts.append(runner._leave_receipt(killed, pretrain.run(killed), "", 0.0))
+    assert "going on after step 9" in capsys.readouterr().err
+    results = [
+        {name: said for name, said in receipt.files.items() if not name.startswith("tensorboard")}
+        for receipt in receipts
+    ]
+    assert results[0] == results[1] and "vit/model.safetensors" in results[0]
+    assert not (tmp_path / "killed" / "checkpoints").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 from pipeline import manifest as manifests
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
-from pipeline.manifest import Manifest, Receipt, damaged_files, describe_files, lock, write_json
+from pipeline.manifest import Manifest, Receipt, damaged_files, describe_files, write_json
 from pipeline.plan import plan
 
 
@@ -79,52 +75,3 @@ def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert os.listdir(tmp_path) == ["file.json"]
-
-
-def test_lock_says_who_holds_it_and_since_when(tmp_path):
-    path = tmp_path / "manifest.lock"
-    with lock(path), pytest.raises(UserError) as refused, lock(path):
-        pass
-    assert f"on {socket.gethostname()} (process {os.getpid()}) since 2" in str(refused.value)
-    assert not path.exists()
-
-
-def test_lock_of_a_killed_launcher_is_taken_over(tmp_path):
-    path = tmp_path / "manifest.lock"
-    code = (
-        "from pathlib import Path; from pipeline.manifest import lock; import time\n"
-        f"with lock(Path({str(path)!r})): print(flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    holder.stdout.readline()
-    with pytest.raises(UserError, match=f"process {holder.pid}"), lock(path):
-        pass
-    holder.kill()
-    holder.wait()
-    with lock(path):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
-
-
-def test_lock_of_another_host_is_respected(tmp_path):
-    path = tmp_path / "manifest.lock"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "user": "ann", "since": "2026-01-01"}))
-    with pytest.raises(UserError, match="held by ann on elsewhere"), lock(path):
-        pass
-
-
-def test_of_many_launchers_at_once_one_gets_the_lock(tmp_path):
-    path, winners = tmp_path / "manifest.lock", tmp_path / "winners"
-    code = (
-        "import sys, time; from pathlib import Path; from pipeline.manifest import lock\n"
-        f"with lock(Path({str(path)!r})):\n"
-        f"    open({str(winners)!r}, 'a').write('x'); sys.stdin.read()"
-    )
-    pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    started = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(3)]
-    deadline = time.monotonic() + 30
-    while sum(process.poll() is None for process in started) > 1 and time.monotonic() < deadline:
-        time.sleep(0.05)  # the holder waits for its stdin to close; the others end with an error
-    for process in started:
-        process.communicate()
-    assert winners.read_text() == "x"
-    assert sorted(process.returncode for process in started) == [0, 1, 1]

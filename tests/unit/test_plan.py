@@ -83,6 +83,20 @@ def test_done_tasks_do_not_run_again_and_tables_follow_what_runs(tmp_path):
     assert [task.id for task in pending_tasks(manifest, stages, active={lost.id})] == ["aggregate/quickstart"]
 
 
+def test_what_depends_on_a_lost_task_runs_again_and_nothing_else(tmp_path):
+    tasks = plan(load_experiment("quickstart"))
+    manifest = Manifest({}, str(tmp_path), tasks)
+    for task in tasks:
+        receipt(task).write(manifest.folder(task))
+    lost = manifest.task("pretrain/digits-dino-cnn-s0")
+    (manifest.folder(lost) / "receipt.json").unlink()
+    dependent = {task.id for task in tasks if lost.id in task.needs}
+    stages = ("shard", "pretrain", "finetune", "aggregate")
+    assert {task.id for task in pending_tasks(manifest, stages)} == {lost.id} | dependent
+    assert len(dependent) > 10
+    assert [task.id for task in pending_tasks(manifest, ("finetune",))] == []
+
+
 def test_tables_that_lacked_a_task_are_made_again_once_it_is_there(tmp_path):
     tasks = plan(load_experiment("quickstart"))
     manifest = Manifest({}, str(tmp_path), tasks)

@@ -2,11 +2,21 @@
 
 import errno
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
 
-from pipeline.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, sound_checkpoint
+from pipeline.train.checkpoint import (
+    CheckpointWriter,
+    list_checkpoints,
+    load_checkpoint,
+    remove_remains,
+    save_checkpoint,
+    sound_checkpoint,
+)
 
 
 def steps(folder):
@@ -59,3 +69,56 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
 def test_no_folder_is_no_checkpoint(tmp_path):
     assert sound_checkpoint(tmp_path / "none", say=print) is None
+
+
+def test_writer_returns_at_once_and_writes_what_was_true_then(tmp_path, monkeypatch):
+    go, real = threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (go.wait(30), real(handle)))
+    writer = CheckpointWriter(tmp_path, keep=2)
+    weights = torch.zeros(3)
+    before = []
+    state = {"w": weights, "parts": [weights, (weights,)]}
+    writer.write(state, step=1, first=lambda: before.append(steps(tmp_path)))
+    weights += 1
+    assert steps(tmp_path) == []  # still being written: nothing can be found
+    go.set()
+    writer.settle()
+    state = load_checkpoint(sound_checkpoint(tmp_path, say=print))
+    assert not state["w"].any() and not state["parts"][1][0].any()
+    assert before == [[]]
+
+
+def test_writer_says_at_the_next_look_that_the_disk_was_full(tmp_path, monkeypatch):
+    writer = CheckpointWriter(tmp_path, keep=1)
+    writer.write({"step": 1}, step=1)
+    writer.settle()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    writer.write({"step": 2}, step=2)
+    with pytest.raises(OSError, match="No space left"):
+        writer.write({"step": 3}, step=3)
+    writer.settle()
+    assert steps(tmp_path) == [1] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_killed_in_the_middle_of_writing(tmp_path):
+    """A real kill -9 between the first byte and the rename."""
+    code = (
+        "import os, sys, time, torch; from pathlib import Path\n"
+        "from pipeline.train.checkpoint import save_checkpoint\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "save_checkpoint(folder, {'w': torch.zeros(1000)}, step=1, keep=2)\n"
+        "os.fsync = lambda handle: (print('writing', flush=True), time.sleep(60))\n"
+        "save_checkpoint(folder, {'w': torch.ones(1000)}, step=2, keep=2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"writing\n"
+    process.kill()
+    process.wait()
+    assert len(list(tmp_path.iterdir())) == 2, "the old checkpoint and half of the new one"
+    remove_remains(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not load_checkpoint(sound_checkpoint(tmp_path, say=pytest.fail))["w"].any()

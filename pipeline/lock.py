@@ -1,0 +1,191 @@
+"""One launcher at a time: a file that says who holds it, since when, and that the holder is alive."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.manifest import now
+
+BEAT_S = 5.0
+DEAD_S = 30.0  # a holder on another host that has not counted up for so long, while we looked, is gone
+
+
+class Lock:
+    """A held lock. A thread counts up in its file, so that other hosts can see that its holder is alive."""
+
+    def __init__(self, path: Path, descriptor: int, mine: dict[str, Any]) -> None:
+        self.path, self._descriptor, self._mine = path, descriptor, mine
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._thread.start()
+
+    def require(self) -> None:
+        """Call before every step that must not be done twice.
+
+        Raises:
+            UserError: another launcher has taken the lock over, because this process stood still.
+        """
+        try:
+            held = os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+        except OSError:
+            held = False
+        if not held:
+            holder = lock_holder(self.path) or {}
+            raise UserError(
+                f"{self.path} is no longer held by this launcher: it stood still for more than"
+                f" {DEAD_S:.0f} s, and {_who(holder)} has taken over"
+            )
+
+    def release(self) -> None:
+        self._end.set()
+        self._thread.join()
+        with contextlib.suppress(UserError, OSError):
+            self.require()
+            self.path.unlink()
+        os.close(self._descriptor)
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._end.wait(BEAT_S):
+            number += 1
+            with contextlib.suppress(OSError):  # a full disk does not matter: nothing becomes longer
+                os.pwrite(self._descriptor, _encode(self._mine, number), 0)
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[Lock]:
+    """Hold ``path`` as a lock for one launcher.
+
+    A lock is taken over if its holder was a process of this host that is no longer there, or if a holder on
+    another host has shown no life for ``DEAD_S`` seconds of looking. No clocks are compared.
+
+    Raises:
+        UserError: another launcher holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = {
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _process_start(os.getpid()),
+        "since": now(),
+    }
+    held = _acquire(path, mine)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def _acquire(path: Path, mine: dict[str, Any]) -> Lock:
+    for _ in range(3):
+        # The finished file is linked into place, so no reader ever meets an empty lock.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lock.")
+        try:
+            os.write(descriptor, _encode(mine, 0))
+            os.link(temporary, path)
+            return Lock(path, descriptor, mine)
+        except FileExistsError:
+            os.close(descriptor)
+        finally:
+            os.unlink(temporary)
+        seen = _read(path)
+        holder = lock_holder(path)
+        if holder is not None and not _is_dead_elsewhere(path, holder):
+            raise UserError(
+                f"the manifest is held by {_who(holder)} since {holder.get('since', '?')};"
+                f" wait for that launcher, or remove {path} if it is gone"
+            )
+        _remove(path, seen if holder is None else holder)
+    raise UserError(f"{path} is held by another launcher")
+
+
+def lock_holder(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock (user, host, pid, since), or None if nobody alive does.
+
+    Of a holder on another host it cannot be told at once whether it is alive: it counts as alive.
+    """
+    holder = _read(path)
+    if holder is not None and holder.get("host") == socket.gethostname():
+        started = _process_start(holder.get("pid", 0))
+        if started is None or started != holder.get("started"):
+            return None
+    return holder
+
+
+def _is_dead_elsewhere(path: Path, holder: dict[str, Any]) -> bool:
+    """Look for a while whether a holder on another host counts up; True also if it has let go meanwhile."""
+    if holder.get("host") in (None, socket.gethostname()):
+        return False
+    print(
+        f"{path} is held by {_who(holder)}: looking for {DEAD_S:.0f} s whether it is alive",
+        file=sys.stderr,
+        flush=True,
+    )
+    deadline = time.monotonic() + DEAD_S
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, DEAD_S / 10))
+        seen = _read(path)
+        if seen is None:
+            return True
+        if seen and seen != holder:
+            return False
+    return True
+
+
+def _remove(path: Path, expected: dict[str, Any] | None) -> None:
+    """Take a dead holder's lock away, and no other that somebody has put in its place meanwhile."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if _read(aside) != expected:
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a lock's file says; None if there is none, empty if it cannot be read."""
+    try:
+        said = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _encode(mine: dict[str, Any], beat: int) -> bytes:
+    """Always of one length: the holder writes it in place."""
+    return json.dumps({**mine, "beat": f"{beat:012d}"}).encode()
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"{holder.get('user', '?')} on {holder.get('host', '?')} (process {holder.get('pid', '?')})"
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process of this host started, in clock ticks since boot; None if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        pass
+    try:  # no /proc (macOS): all that can be said is whether it is there
+        os.kill(pid, 0)
+        return "running"
+    except (OSError, OverflowError):
+        return None
