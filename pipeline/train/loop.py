@@ -69,7 +69,7 @@ class Trained:
 
 
 class Loop:
-    """A training, ready to run.
+    """A training, where its newest sound checkpoint left it or at its start; also torch's random state is.
 
     Args:
         method: on the CPU or the device, with its initial weights.

@@ -169,14 +169,16 @@ def without(steps, shards, folder, **changed):
 
 @pytest.mark.parametrize("on_nan", ["skip", "rollback"])
 def test_a_loss_that_is_not_finite_costs_its_step_and_no_more(on_nan, shards, tmp_path, capsys):
+    clean = without({4, 7}, shards, tmp_path / "clean")
     loop = make_loop("cass_vc", shards, tmp_path / "poisoned", training=settings(on_nan=on_nan))
     Poison(loop, {4, 7})
-    assert_same_bits(without({4, 7}, shards, tmp_path / "clean"), weights(loop.run()))
+    assert_same_bits(clean, weights(loop.run()))
     said = capsys.readouterr().out
     assert "not finite at step 4" in said and "not finite at step 7" in said
 
 
 def test_rollback_survives_a_kill(shards, tmp_path):
+    clean = without({4}, shards, tmp_path / "clean")
     for kill_at in (8, None):
         loop = make_loop("cass_vc", shards, tmp_path / "poisoned", training=settings(on_nan="rollback"))
         Poison(loop, {4})
@@ -184,7 +186,7 @@ def test_rollback_survives_a_kill(shards, tmp_path):
         if kill_at:
             with pytest.raises(Killed):
                 loop.run()
-    assert_same_bits(without({4}, shards, tmp_path / "clean"), weights(loop.run()))
+    assert_same_bits(clean, weights(loop.run()))
 
 
 @pytest.mark.parametrize("on_nan", ["skip", "rollback"])
