@@ -86,14 +86,16 @@ class TaskJob:
     Stopped by a signal, it asks Slurm to queue it again; the next start goes on from the last checkpoint.
     """
 
+    installs_stop_flag = True
+
     def __init__(self, manifest: Path, tasks: Collection[str]) -> None:
         self.manifest, self.tasks = manifest.absolute(), tuple(tasks)
 
     def __call__(self) -> None:
+        stop = slurm.StopFlag().install()
         from pipeline.stages.runner import run_task, user_errors
         from pipeline.stages.work import Interrupted
 
-        stop = slurm.StopFlag().install()
         log = _log_of_this_job()
         failed = []
         for task in self.tasks:

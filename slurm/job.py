@@ -5,7 +5,8 @@ Submitit answers SIGUSR2 from within the signal handler, wherever the training j
 SIGTERM. A training run does better: it installs a :class:`StopFlag`, which replaces submitit's handlers and
 only remembers the signal; looks at it at a step boundary, where all ranks agree to stop; writes its
 checkpoint; and calls :func:`requeue` on every rank. The job then starts again with the same id, and the call
-goes on from its checkpoint.
+goes on from its checkpoint. A signal that comes while Python is still importing would end it: so the job's
+Python is started with both signals held back, until there is a handler for them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from slurm.commands import ask
 from slurm.errors import SlurmError
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+# A program for `python -c`: becomes Python with its further arguments, with the signals held back.
+HOLD_SIGNALS = (
+    "import os, signal, sys;"
+    " signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM]);"
+    " os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 MARKER = ".requeue-"  # followed by the job's id: a file that asks the batch script to queue the job again
 WAIT_S = 60.0  # for Slurm to end this process after a requeue
 
@@ -37,6 +44,7 @@ class StopFlag:
         """Replace the handlers of both signals, submitit's among them. Main thread only."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
+        release_signals()
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -44,6 +52,11 @@ class StopFlag:
 
     def __call__(self) -> bool:
         return self.requested
+
+
+def release_signals() -> None:
+    """Let the signals in that the job's Python was started without; those that came meanwhile come now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def job_id() -> str:
@@ -80,13 +93,19 @@ def requeue() -> None:
 
 
 class Call:
-    """What submitit pickles and runs: the call, after clearing away what an interrupted start left behind."""
+    """What submitit pickles and runs: the call, after clearing away what an interrupted start left behind.
+
+    A call with a true ``installs_stop_flag`` begins by installing a :class:`StopFlag`: until then signals wait.
+    """
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
 
     def __call__(self) -> Any:
         import submitit
+
+        if not getattr(self.call, "installs_stop_flag", False):
+            release_signals()
 
         # A temporary file of a start that was killed while writing makes submitit refuse to write ever after.
         paths = submitit.JobEnvironment().paths

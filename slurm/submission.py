@@ -13,7 +13,7 @@ from typing import Any
 
 from slurm.commands import ask, one_line, require_slurm
 from slurm.errors import SlurmError
-from slurm.job import MARKER, Call
+from slurm.job import HOLD_SIGNALS, MARKER, Call
 from slurm.profiles import Profile
 from slurm.resources import Request
 
@@ -160,6 +160,7 @@ def python_command(profile: Profile) -> str:
     """The shell command that starts Python in a job: the profile's, in its container if it names one."""
     # In a container this machine's own interpreter is, as a rule, not to be found.
     python = shlex.quote(profile.python or ("python3" if profile.container else sys.executable))
+    python = f"{python} -c {shlex.quote(HOLD_SIGNALS)}"
     return f"{profile.container} {python}" if profile.container else python
 
 

@@ -5,21 +5,50 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from slow import until
+from slow import INTERVAL, until
+
+import slurm
+from slurm import Request
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def test_time_limit_reached_again_and_again(slow, undisturbed):
-    slow.write_profile(signal_seconds=35)
-    slow.settings = ("resources.pretrain.minutes=1", "pretrain.checkpoint_seconds=100000")
+    slow.write_profile(signal_seconds=25)
+    slow.settings = ("resources.pretrain.minutes=1",)  # Slurm's shortest; it counts in minutes
     slow.launch("pretrain")
-    slow.wait_for_step(5)
-    for _ in range(2):  # and by hand, as Slurm does it: a minute is its shortest limit
-        before = len(slow.resumed_at())
-        subprocess.run(["scancel", "--signal=USR2", slow.job], check=True)
-        until(lambda n=before: len(slow.resumed_at()) > n, "the next start", 90)
-        slow.wait_for_step(slow.resumed_at()[-1] + 5)
-    assert slow.wait_for_end() == "COMPLETED"
+    assert slow.wait_for_end(400) == "COMPLETED"
+    assert len(slow.resumed_at()) >= 1, "it was too short to be stopped at all"
     assert slow.bits() == undisturbed
-    assert len(slow.resumed_at()) >= 2
+
+
+@pytest.mark.parametrize("when", ["at once", "in the middle"])
+def test_sigterm_alone_as_some_sites_preempt(slow, undisturbed, when):
+    slow.launch("pretrain")
+    if when == "at once":  # while Python is importing
+        until(slow.ranks, "the ranks' processes", 60)
+    else:
+        slow.wait_for_step(INTERVAL + 5)
+    subprocess.run(["scancel", "--signal=TERM", slow.job], check=True)
+    assert slow.wait_for_end() == "COMPLETED"
+    (went_on,) = slow.resumed_at()
+    assert went_on == 1 if when == "at once" else went_on > INTERVAL
+    assert slow.bits() == undisturbed
+
+
+def test_preempted_by_a_higher_partition(slow, undisturbed, profile, tmp_path):
+    slow.write_profile(partition="low")
+    slow.settings = ("resources.pretrain={nodes: 2, ranks_per_node: 1, cpus_per_rank: 8, minutes: 10}",)
+    slow.launch("pretrain")
+    slow.wait_for_step(INTERVAL + 5)
+    import calls
+
+    whole = Request(nodes=4, cpus_per_rank=8, minutes=5, partition="high")
+    (high,) = slurm.submit_array(
+        [calls.Write(tmp_path, "high")], name="high", request=whole, profile=profile, folder=tmp_path / "high"
+    )
+    assert slow.wait_for_end() == "COMPLETED"
+    assert slurm.job_states([high])[high].state == "COMPLETED"
+    (went_on,) = slow.resumed_at()
+    assert went_on > INTERVAL
+    assert slow.bits() == undisturbed

@@ -36,4 +36,4 @@ export NOTE='two words $HOME'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /FOLDER/%A_%a_%t_log.out --error /FOLDER/%A_%a_%t_log.err --cpus-per-task=8 --kill-on-bad-exit=1 apptainer exec --nv 'my image.sif' python3 -u -m submitit.core._submit /FOLDER
+srun --unbuffered --output /FOLDER/%A_%a_%t_log.out --error /FOLDER/%A_%a_%t_log.err --cpus-per-task=8 --kill-on-bad-exit=1 apptainer exec --nv 'my image.sif' python3 -c 'import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM]); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])' -u -m submitit.core._submit /FOLDER

@@ -24,4 +24,4 @@ export OMP_NUM_THREADS=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /FOLDER/%j_%t_log.out --error /FOLDER/%j_%t_log.err --cpus-per-task=1 --kill-on-bad-exit=1 /PYTHON -u -m submitit.core._submit /FOLDER
+srun --unbuffered --output /FOLDER/%j_%t_log.out --error /FOLDER/%j_%t_log.err --cpus-per-task=1 --kill-on-bad-exit=1 /PYTHON -c 'import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM]); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])' -u -m submitit.core._submit /FOLDER
