@@ -95,7 +95,7 @@ def requeue() -> None:
 class Call:
     """What submitit pickles and runs: the call, after clearing away what an interrupted start left behind.
 
-    A call with a true ``installs_stop_flag`` begins by installing a :class:`StopFlag`: until then signals wait.
+    A call with a true ``installs_stop_flag`` begins with installing a :class:`StopFlag`; signals wait for it.
     """
 
     def __init__(self, call: Callable[[], Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+import calls
 import pytest
 from slow import INTERVAL, until
 
@@ -38,11 +39,8 @@ def test_sigterm_alone_as_some_sites_preempt(slow, undisturbed, when):
 
 def test_preempted_by_a_higher_partition(slow, undisturbed, profile, tmp_path):
     slow.write_profile(partition="low")
-    slow.settings = ("resources.pretrain={nodes: 2, ranks_per_node: 1, cpus_per_rank: 8, minutes: 10}",)
     slow.launch("pretrain")
     slow.wait_for_step(INTERVAL + 5)
-    import calls
-
     whole = Request(nodes=4, cpus_per_rank=8, minutes=5, partition="high")
     (high,) = slurm.submit_array(
         [calls.Write(tmp_path, "high")], name="high", request=whole, profile=profile, folder=tmp_path / "high"
