@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -120,6 +121,8 @@ class Campaign:
             }
             if before.cluster == "local":  # its jobs ended with its launcher
                 jobs = {}
+            if before.submitting and cluster.name == "slurm":  # a launcher that died while it submitted them
+                slurm.cancel_named(before.submitting)
         self.manifest = replace(self.manifest, jobs=jobs, cluster=cluster.name)
         unfinished = {
             task.id: jobs[task.id]
@@ -187,9 +190,13 @@ class Campaign:
             if array[0].any_outcome:  # whole arrays: ten thousand ids do not fit on a command line
                 before = dict.fromkeys(job.split("_")[0] for job in before)
             held.require()
+            # A launcher that dies now leaves jobs whose ids nobody knows: the next one finds them by their name.
+            name = f"{self.experiment.name}-{array[0].stage}-{secrets.token_hex(3)}"
+            self.manifest = replace(self.manifest, submitting=name)
+            self.manifest.write(self.path)
             ids = slurm.submit_array(
                 [TaskJob(self.path, [task.id for task in job.tasks]) for job in array],
-                name=f"{self.experiment.name}-{array[0].stage}",
+                name=name,
                 request=profile.request(
                     array[0].stage, request_of(array[0].resources, gpu_there=profile.has_gpus)
                 ),
@@ -202,9 +209,8 @@ class Campaign:
 
     def _remember(self, array: list[Job], ids: Sequence[str]) -> None:
         """Write down job ids at once: a launcher that dies now must not submit them again."""
-        self.manifest = self.manifest.with_jobs(
-            {task.id: job_id for job, job_id in zip(array, ids, strict=True) for task in job.tasks}
-        )
+        jobs = {task.id: job_id for job, job_id in zip(array, ids, strict=True) for task in job.tasks}
+        self.manifest = replace(self.manifest.with_jobs(jobs), submitting="")
         self.manifest.write(self.path)
         view.print_array(array, ids)
 

@@ -120,6 +120,7 @@ class Manifest:
     tasks: tuple[Task, ...]
     jobs: dict[str, str] = field(default_factory=dict)  # task id → job id
     cluster: str = ""  # where the jobs are: local | slurm
+    submitting: str = ""  # name of the jobs that are being submitted, until their ids are in `jobs`
     format: int = FORMAT
 
     @cached_property

@@ -6,7 +6,7 @@ from slurm.job import StopFlag, job_id, requeue
 from slurm.local import JobEvent, LocalJob, LocalScheduler
 from slurm.profiles import Profile, load_profile
 from slurm.resources import Request
-from slurm.states import JobState, cancel, job_states
+from slurm.states import JobState, cancel, cancel_named, job_states
 from slurm.submission import submit_array
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "StopFlag",
     "available",
     "cancel",
+    "cancel_named",
     "job_id",
     "job_states",
     "load_profile",

@@ -74,8 +74,9 @@ def job_id() -> str:
 def requeue() -> None:
     """Put this job (of an array: this element alone) back into the queue, and wait for Slurm to end it.
 
-    Call it on every rank. Rank 0 asks Slurm; the others must not end before it has, since a rank that ends
-    with an error takes its job along. In a container without ``scontrol`` the batch script asks in its place.
+    A job that is being cancelled is left to its end. Call this on every rank. Rank 0 asks Slurm; the others
+    must not end before it has, since a rank that ends with an error takes its job along. In a container
+    without ``scontrol`` the batch script asks in its place.
 
     Raises:
         SlurmError: this is no Slurm job, or Slurm refuses (the site or the profile allows no requeue).
@@ -85,11 +86,18 @@ def requeue() -> None:
         if shutil.which("scontrol") is None:
             (Path(os.environ["SUBMITIT_FOLDER"]) / f"{MARKER}{this}").touch()
             return  # rank 0 ends, its step ends with it, and the batch script goes on
-        ask(["scontrol", "requeue", this])
+        if _runs(this):  # else it is being cancelled (or queued again) already
+            ask(["scontrol", "requeue", this])
     signal.signal(
         signal.SIGTERM, signal.SIG_DFL
     )  # with a StopFlag left in place, Slurm would have to kill it
     time.sleep(WAIT_S)
+
+
+def _runs(job: str) -> bool:
+    """Whether Slurm still means a job to run: one that was cancelled gets a SIGTERM as well."""
+    said = ask(["scontrol", "--oneliner", "show", "job", job]).split()
+    return "JobState=RUNNING" in said
 
 
 class Call:

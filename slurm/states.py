@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,15 @@ def cancel(ids: Sequence[str]) -> None:
     wanted = list(dict.fromkeys(ids))
     for start in range(0, len(wanted), 1000):  # a command line has an end
         ask(["scancel", "--quiet", *wanted[start : start + 1000]])
+
+
+def cancel_named(name: str) -> None:
+    """Cancel this user's jobs of a name.
+
+    Raises:
+        SlurmError: Slurm refuses.
+    """
+    ask(["scancel", "--quiet", f"--user={getpass.getuser()}", f"--name={name}"])
 
 
 def _from_sacct(jobs: Iterable[str]) -> dict[str, JobState]:

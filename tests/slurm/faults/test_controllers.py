@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -51,9 +52,39 @@ def test_launcher_killed_between_two_submissions(slow, testbed):
     names = subprocess.run(
         ["squeue", "--noheader", "--array", "-o", "%j %i"], capture_output=True, text=True, check=True
     ).stdout.split("\n")
-    alive = [line.split()[0] for line in names if line.startswith("slow-")]
+    alive = [line.split()[0].rpartition("-")[0] for line in names if line.startswith("slow-")]
     assert len(alive) == len(set(alive)), f"a stage's array was submitted twice: {alive}"
     assert set(slow.manifest.jobs) == {task.id for task in slow.manifest.tasks}
+
+
+def test_launcher_killed_between_submission_and_writing_it_down(slow, testbed):
+    """Its jobs are in the queue, and nobody has their ids."""
+    fatal = slow.folder / "bin" / "sbatch"
+    fatal.parent.mkdir()
+    fatal.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@"\nkill -9 $PPID\n')
+    fatal.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fatal.parent}:{os.environ['PATH']}"}
+    killed = subprocess.run(slow.command("all"), cwd=slow.folder, env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL and not slow.manifest.jobs
+    orphan = slow.manifest.submitting
+    slow.launch("all")
+    query = ["squeue", "--noheader", "--states=all", "-o", "%T", f"--name={orphan}"]
+    until(
+        lambda: subprocess.run(query, capture_output=True, text=True).stdout.split() == ["CANCELLED"],
+        "the orphan's end",
+    )
+    assert slow.wait_for_end() == "COMPLETED"
+
+
+def test_cancelled_training_stays_cancelled(slow, testbed):
+    """A cancelled job gets a SIGTERM, as one that is preempted: it must not queue itself again."""
+    slow.launch("pretrain")
+    slow.wait_for_step(5)
+    slow.launch("cancel")
+    assert slow.wait_for_end(60) == "CANCELLED"
+    until(lambda: not slow.ranks(), "its processes' end", 60)
+    time.sleep(8)  # a requeued job waits for five seconds
+    assert slow.state() == "CANCELLED" and not slow.ranks()
 
 
 def test_of_two_launchers_on_two_hosts_one_works(slow, testbed):
