@@ -190,7 +190,7 @@ class Campaign:
             if array[0].any_outcome:  # whole arrays: ten thousand ids do not fit on a command line
                 before = dict.fromkeys(job.split("_")[0] for job in before)
             held.require()
-            # A launcher that dies now leaves jobs whose ids nobody knows: the next one finds them by their name.
+            # A launcher that dies now leaves jobs whose ids nobody knows: the next finds them by their name.
             name = f"{self.experiment.name}-{array[0].stage}-{secrets.token_hex(3)}"
             self.manifest = replace(self.manifest, submitting=name)
             self.manifest.write(self.path)

@@ -7,6 +7,7 @@ derives the same six values from Slurm or submitit where it is not there at all.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import zlib
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from typing import Literal
 from pipeline.errors import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+PORTS = range(20000, 32000)  # below Linux's ephemeral range
+PORTS_TRIED = 6
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> Ranks:
     return Ranks()
 
 
-PORTS = range(20000, 32000)  # below Linux's ephemeral range
-PORTS_TRIED = 6
+def host() -> str:
+    """This machine's name, as the cluster calls it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def rendezvous_port(job: str) -> int:

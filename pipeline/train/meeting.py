@@ -20,7 +20,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from pipeline.errors import UserError, one_line
-from pipeline.ranks import Ranks, rendezvous_ports
+from pipeline.ranks import Ranks, host, rendezvous_ports
 
 MEET_S = 600.0  # for all ranks to come
 TRY_S = 10.0  # for one port to answer as a store of this job
@@ -36,12 +36,12 @@ class Meeting:
 
     Attributes:
         name: of this start of this job; the store may serve others.
-        host, port: of the store, as this rank reaches it.
+        address, port: of the store, as this rank reaches it.
         store: this rank's connection; on rank 0 also the server, which lives as long as this object.
     """
 
     name: str
-    host: str
+    address: str
     port: int
     store: dist.TCPStore
 
@@ -51,7 +51,7 @@ class Meeting:
 
     def another(self) -> dist.Store:
         """The same through a connection of its own, which no long wait of this one holds up."""
-        return dist.PrefixStore(self.name, _connect(self.host, self.port))
+        return dist.PrefixStore(self.name, _connect(self.address, self.port))
 
 
 def meet(ranks: Ranks, *, seconds: float = MEET_S) -> Meeting:
@@ -75,7 +75,7 @@ def meet(ranks: Ranks, *, seconds: float = MEET_S) -> Meeting:
         name, ports = ranks.job, rendezvous_ports(ranks.master_port)
     meeting = _serve(ports, name) if serve else _find(ranks, ports, name, deadline)
     store = meeting.named()
-    store.set(f"here/{ranks.rank}", socket.gethostname())
+    store.set(f"here/{ranks.rank}", host())
     if ranks.rank == 0:
         store.set(_TOKEN, "1")
         _wait_for_all(store, ranks.world_size, deadline, seconds)
@@ -94,19 +94,19 @@ def _serve(ports: list[int], name: str) -> Meeting:
     raise UserError(f"rank 0 finds no free port among {', '.join(map(str, ports))}: {last}")
 
 
-def _connect(host: str, port: int) -> dist.TCPStore:
+def _connect(address: str, port: int) -> dist.TCPStore:
     """A client of the store at a port. What listens there may be anything, and may never answer.
 
     Raises:
         OSError, RuntimeError: no store has answered within ``TRY_S``.
     """
-    socket.create_connection((host, port), timeout=TRY_S).close()
+    socket.create_connection((address, port), timeout=TRY_S).close()
     timeout = timedelta(seconds=TRY_S)
     found: list[dist.TCPStore | Exception] = []
 
     def connect() -> None:  # it waits for an answer without a limit
         try:
-            found.append(dist.TCPStore(host, port, None, False, wait_for_workers=False, timeout=timeout))
+            found.append(dist.TCPStore(address, port, None, False, wait_for_workers=False, timeout=timeout))
         except Exception as error:
             found.append(error)
 
@@ -134,7 +134,7 @@ def _find(ranks: Ranks, ports: list[int], name: str, deadline: float) -> Meeting
                 last = one_line(error)
         time.sleep(PAUSE_S)
     raise UserError(
-        f"rank {ranks.rank} on {socket.gethostname()} could not reach rank 0 at {ranks.master_addr},"
+        f"rank {ranks.rank} on {host()} could not reach rank 0 at {ranks.master_addr},"
         f" ports {', '.join(map(str, ports))}: {last}"
     )
 
@@ -237,16 +237,16 @@ class Watch:
         if self.ranks.rank:
             return (
                 f"rank 0 on {self.ranks.master_addr} has not been heard for {self.silence_s:.0f} s"
-                f" by rank {self.ranks.rank} on {socket.gethostname()}"
+                f" by rank {self.ranks.rank} on {host()}"
             )
-        who = ", ".join(f"rank {rank} on {self._host(rank)}" for rank in silent[:8])
+        who = ", ".join(f"rank {rank} on {self._host_of(rank)}" for rank in silent[:8])
         said = f"{who} {'have' if len(silent) > 1 else 'has'} not been heard for {self.silence_s:.0f} s"
         with contextlib.suppress(RuntimeError):
             self.store.set("lost", said)
             time.sleep(2 * self.beat_s)  # for the others to read it: the store ends with this process
         return said
 
-    def _host(self, rank: int) -> str:
+    def _host_of(self, rank: int) -> str:
         try:
             return self.store.get(f"here/{rank}").decode()
         except RuntimeError:

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--max-array-size", type=int, default=default.max_array_size, help="(default: %(default)s)"
     )
+    made.add_argument("--networks", action="store_true", help="each node has its own, to be cut off")
     made.add_argument(
         "--requeue-seconds",
         type=int,
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     accounting=not given.no_accounting,
                     max_array_size=given.max_array_size,
                     requeue_seconds=given.requeue_seconds,
+                    networks=given.networks,
                 )
             )
             print(

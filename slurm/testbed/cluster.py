@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from slurm.errors import SlurmError
+from slurm.testbed import network
 from slurm.testbed.processes import Daemon, end, not_installed, start, start_time, succeeds, wait_until
 from slurm.testbed.settings import Settings, free_ports, slurm_conf, slurmdbd_conf
 
@@ -72,7 +73,9 @@ class Testbed:
         ports = free_ports(settings.ports_needed)
         self.conf.write_text(slurm_conf(settings, self.folder, ports))
         self._remember(settings, [])
-        name_nodes(settings.node_names)
+        if settings.networks:
+            network.build(settings.node_names)
+        name_nodes({name: settings.address(n) for n, name in enumerate(settings.node_names, start=1)})
         try:
             self._start_all(settings, ports)
         except BaseException:
@@ -96,6 +99,8 @@ class Testbed:
     def _start_node(self, name: str) -> None:
         (self.folder / "spool" / name).mkdir(exist_ok=True)
         node = ["slurmd", "-D", "-N", name, "-f", str(self.conf)]
+        if self.settings().networks:
+            node = [*network.inside(name), *node]
         self._add(start(f"slurmd {name}", node, log=self.log / "output.log", environment=self.environment))
 
     def lose_node(self, name: str) -> None:
@@ -110,6 +115,14 @@ class Testbed:
         self._start_node(name)
         self._scontrol("update", f"nodename={name}", "state=resume")
         wait_until(self._nodes_ready, f"node {name}", log=self.log / f"slurmd.{name}.log")
+
+    def cut_off_node(self, name: str) -> None:
+        """Cut a node off from the network, with all that runs on it; needs ``networks``."""
+        network.cut(name)
+
+    def reconnect_node(self, name: str) -> None:
+        """Undo ``cut_off_node``."""
+        network.mend(name)
 
     def restart_controller(self) -> None:
         """Kill slurmctld, as a crash does, and start it again; it finds its jobs in its state folder."""
@@ -215,6 +228,8 @@ class Testbed:
         end(self._steps())
         for name in ("slurmctld", "slurmdbd", "mariadbd"):
             end([daemon for daemon in daemons if daemon.name == name], patience=15)
+        if self.settings().networks:
+            network.remove(self.settings().node_names)
         if not any(_slurm_processes()):  # testbeds share one munged: the last one ends it
             end_munge()
 
@@ -302,16 +317,19 @@ def _munge_answers() -> bool:
     return credential.returncode == 0 and succeeds(["unmunge"], given=credential.stdout)
 
 
-def name_nodes(names: Sequence[str]) -> None:
-    """Give the nodes an address: rank 0's node name becomes MASTER_ADDR."""
+def name_nodes(addresses: Mapping[str, str]) -> None:
+    """Make the nodes' names known: rank 0's becomes MASTER_ADDR."""
     text = HOSTS.read_text()
     lines = [line.split("#")[0].split() for line in text.splitlines()]
     known = {name for line in lines for name in line[1:]}
-    missing = [name for name in names if name not in known]
+    missing = [
+        f"{address} {name} # a node of a Slurm testbed\n"
+        for name, address in addresses.items()
+        if name not in known
+    ]
     if missing:
         with HOSTS.open("a") as hosts:
-            newline = "" if text.endswith("\n") or not text else "\n"
-            hosts.write(f"{newline}127.0.0.1 {' '.join(missing)} # nodes of a Slurm testbed\n")
+            hosts.write(("" if text.endswith("\n") or not text else "\n") + "".join(missing))
 
 
 def _require_root() -> None:

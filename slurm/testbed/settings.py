@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.errors import SlurmError
+from slurm.testbed import network
 
 # Below the ephemeral ports, which the kernel hands out by itself, and away from those that ranks meet at.
 PORTS = range(10000, 20000)
@@ -24,6 +25,7 @@ class Settings:
         accounting: with slurmdbd and its own MariaDB, or as on a site without.
         max_array_size: Slurm's MaxArraySize.
         requeue_seconds: how long a requeued job waits; Slurm's own default is 120, its least 5.
+        networks: give every node a network of its own; the nodes are then named c1, c2, …
 
     Raises:
         SlurmError: a number that Slurm would not take.
@@ -34,6 +36,7 @@ class Settings:
     accounting: bool = True
     max_array_size: int = 1001
     requeue_seconds: int = 120
+    networks: bool = False
 
     def __post_init__(self) -> None:
         least = {"nodes": 1, "cpus": 1, "max_array_size": 2, "requeue_seconds": 5}
@@ -43,7 +46,11 @@ class Settings:
 
     @property
     def node_names(self) -> list[str]:
-        return [f"n{number}" for number in range(1, self.nodes + 1)]
+        return [f"{'c' if self.networks else 'n'}{number}" for number in range(1, self.nodes + 1)]
+
+    def address(self, number: int) -> str:
+        """Of a node, from 1."""
+        return network.address(number) if self.networks else "127.0.0.1"
 
     @property
     def ports_needed(self) -> int:
@@ -74,9 +81,9 @@ def slurm_conf(settings: Settings, folder: Path, ports: Sequence[int]) -> str:
     """``slurm.conf``; ports are slurmctld's, the nodes' and, with accounting, slurmdbd's and MariaDB's."""
     host = socket.gethostname()
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        f"NodeName={name} NodeHostname={host} NodeAddr={settings.address(number)} Port={port}"
         f" CPUs={settings.cpus} RealMemory=16000 State=UNKNOWN"
-        for name, port in zip(settings.node_names, ports[1:])
+        for number, (name, port) in enumerate(zip(settings.node_names, ports[1:]), start=1)
     )
     accounting = (
         f"""AccountingStorageType=accounting_storage/slurmdbd
@@ -88,7 +95,7 @@ JobAcctGatherType=jobacct_gather/none"""
     )
     return f"""# A cluster of {settings.nodes} nodes on one machine, for tests and for trying things out.
 ClusterName=testbed
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({network.HOST if settings.networks else "127.0.0.1"})
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge

@@ -5,6 +5,7 @@ Fixtures, each a cluster that is brought up at its first use and taken down at t
 - ``testbed``: four nodes (n1 … n4, eight claimed CPUs each), with accounting.
 - ``testbed_without_accounting``: two nodes, no slurmdbd: ``sacct`` fails.
 - ``testbed_with_small_arrays``: two nodes, no accounting, MaxArraySize 5.
+- ``testbed_with_networks``: two nodes, c1 and c2, no accounting; each has a network that can be cut.
 
 Asking for one points SLURM_CONF at it for that test, here and in every subprocess. A requeued job waits
 five seconds there, not two minutes. Partitions: ``main`` (default), and ``low``, whose jobs are preempted by
@@ -33,7 +34,7 @@ from slurm.states import FINAL
 from slurm.testbed.cluster import Testbed
 
 HERE = Path(__file__).parent
-PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd", "mariadb-install-db")
+PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd", "mariadb-install-db", "ip")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,6 +79,18 @@ def _without_accounting(
 def _with_small_arrays(_slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     folder = tmp_path_factory.mktemp("testbed")
     yield from _cluster(folder, "--nodes", "2", "--no-accounting", "--max-array-size", "5")
+
+
+@pytest.fixture(scope="session")
+def _with_networks(_slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    folder = tmp_path_factory.mktemp("testbed")
+    yield from _cluster(folder, "--nodes", "2", "--no-accounting", "--networks")
+
+
+@pytest.fixture
+def testbed_with_networks(_with_networks: Testbed, monkeypatch: pytest.MonkeyPatch) -> Testbed:
+    monkeypatch.setenv("SLURM_CONF", str(_with_networks.conf))
+    return _with_networks
 
 
 @pytest.fixture

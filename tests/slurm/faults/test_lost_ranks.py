@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
-from slow import INTERVAL, until
+from slow import INTERVAL, Slow, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,3 +41,30 @@ def test_lost_node_is_replaced_by_slurm_itself(slow, undisturbed, testbed):
         assert slow.bits() == undisturbed
     finally:
         testbed.bring_back_node(lost)
+
+
+def test_node_cut_off_from_the_network_is_named_in_bounded_time(testbed_with_networks, undisturbed, tmp_path):
+    """It is not dead: no connection is closed, nobody is told anything."""
+    silence = 15
+    slow = Slow(tmp_path, f"resources.pretrain={{nodes: 2, minutes: 10, silence_seconds: {silence}}}")
+    slow.write_profile(environment={"GLOO_SOCKET_IFNAME": "eth0"})
+    slow.launch("pretrain")
+    slow.wait_for_step(INTERVAL + 5)
+    (here, there), began = (slow.ranks()[rank][1] for rank in (0, 1)), time.monotonic()
+    testbed_with_networks.cut_off_node(there)
+    try:
+        error = slow.pretraining / "error.json"
+        until(error.exists, "an error", 3 * silence)
+        said = json.loads(error.read_text())
+        assert said["message"] == f"rank 1 on {there} has not been heard for {silence} s"
+        assert (said["rank"], said["host"]) == (0, here)
+        until(lambda: 0 not in slow.ranks(), "the end of rank 0", 30)
+        until(lambda: 1 not in slow.ranks(), "the end of rank 1, which hears nobody either", 60)
+        assert time.monotonic() - began < 100
+    finally:
+        testbed_with_networks.reconnect_node(there)
+    assert slow.wait_for_end(120) != "COMPLETED"
+    slow.launch("pretrain")
+    assert slow.wait_for_end() == "COMPLETED"
+    assert len(slow.resumed_at()) == 1
+    assert slow.bits() == undisturbed

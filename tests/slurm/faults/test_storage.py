@@ -1,0 +1,105 @@
+"""Full disks, results that are damaged, gone, or seen late."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slow import INTERVAL, until
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """``store/`` on a disk of its own, of 64 MB; ``fill(folder)`` leaves some KB free."""
+    store = tmp_path / "store"
+    store.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(store)], check=True)
+    yield store
+    subprocess.run(["umount", "--lazy", str(store)], check=True)
+
+
+def fill(store: Path, *, leave: int) -> Path:
+    """Take all but ``leave`` bytes of a disk; removing the file that is returned gives them back."""
+    blocker = store / "blocker"
+    with blocker.open("wb") as file:
+        file.write(bytes(shutil.disk_usage(store).free - leave))
+    return blocker
+
+
+@pytest.mark.parametrize("stage", ["shard", "pretrain", "finetune", "aggregate"])
+def test_disk_full(stage, small_disk, slow, undisturbed):
+    """One line that names the file; what was there stays; with space made, the same command goes on."""
+    before = {"shard": None, "pretrain": "shard", "finetune": "pretrain", "aggregate": "finetune"}[stage]
+    if before:
+        slow.launch(before, "--wait")
+    kept = {path: path.read_bytes() for path in small_disk.glob("*/*/receipt.json")}
+    # room to begin with, but not for a shard, a checkpoint, predictions, a table
+    blocker = fill(small_disk, leave={"shard": 200_000, "pretrain": 400_000}.get(stage, 12_000))
+    failed = slow.launch(stage, "--wait", check=2)
+    assert "No space left on device" in failed.stderr and str(small_disk) in failed.stderr, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert not list(small_disk.glob(f"{stage}/*/receipt.json"))
+    blocker.unlink()
+    slow.launch("all", "--wait")
+    assert slow.bits() == undisturbed
+    assert not [path for path in small_disk.rglob("*.part")]
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(slow, undisturbed):
+    slow.launch("pretrain")
+    slow.wait_for_step(2 * INTERVAL + 8)
+    slow.kill_rank(0)
+    slow.wait_for_end(60)
+    newest, before = sorted((slow.pretraining / "checkpoints").glob("0*.pt"), reverse=True)[:2]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 1
+    newest.write_bytes(content)
+    slow.launch("pretrain")
+    assert slow.wait_for_end() == "COMPLETED"
+    assert slow.resumed_at() == [int(before.name[:9])]
+    logs = "".join(path.read_text() for path in (slow.folder / "runs/slow/logs").glob("*_0_log.err"))
+    assert f"{newest} is damaged" in logs
+    assert slow.bits() == undisturbed
+
+
+def test_store_deleted_in_part_runs_exactly_that_and_what_depends_on_it(slow, undisturbed):
+    slow.launch("all", "--wait")
+    tables = slow.folder / "runs" / "slow" / "tables" / "results.csv"
+    results = tables.read_bytes()
+    shards = next((slow.folder / "store" / "shard").iterdir()).stat().st_mtime_ns
+    shutil.rmtree(slow.pretraining)
+    again = slow.launch("all", "--wait")
+    assert "4 tasks submitted" in again.stdout  # pretraining, two fine-tunings, tables; the shards are there
+    assert next((slow.folder / "store" / "shard").iterdir()).stat().st_mtime_ns == shards
+    assert slow.bits() == undisturbed and tables.read_bytes() == results
+
+
+def test_results_that_a_shared_file_system_shows_late(slow, undisturbed):
+    """Slurm starts a job as soon as the one before has ended; its receipt may be visible only later."""
+    hidden: list[Path] = []
+
+    def hide() -> None:
+        """Every receipt of the shards disappears at once and comes back 12 seconds later."""
+        shards = slow.folder / "store" / "shard"
+        until(lambda: list(shards.glob("*/receipt.json")), "the shards", 120)
+        (receipt,) = shards.glob("*/receipt.json")
+        aside = receipt.with_name(".receipt.json")
+        receipt.rename(aside)
+        hidden.append(aside)
+        threading.Event().wait(12)
+        aside.rename(receipt)
+
+    thread = threading.Thread(target=hide)
+    thread.start()
+    slow.launch("pretrain")
+    thread.join()
+    assert hidden
+    assert slow.wait_for_end() == "COMPLETED"
+    assert slow.bits() == undisturbed
