@@ -16,6 +16,8 @@ FINAL = frozenset([
     "TIMEOUT",
 ])
 # fmt: on
+# How a job's last start may have ended that Slurm has put back into the queue; accounting then lags behind.
+REQUEUED = frozenset(["BOOT_FAIL", "NODE_FAIL", "PREEMPTED"])
 REASONS = {
     "AssocGrpCpuLimit": "the account has all the CPUs it may use at once",
     "AssocGrpGRES": "the account has all the GPUs it may use at once",
@@ -86,7 +88,7 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
         known = _from_sacct({job.split("_")[0] for job in wanted})
     except SlurmError:  # a site without accounting
         known = {}
-    if any(_find(job, known).state not in FINAL for job in wanted):
+    if any(_find(job, known).state not in FINAL - REQUEUED for job in wanted):
         known |= _from_squeue()
     return {job: _find(job, known) for job in wanted}
 

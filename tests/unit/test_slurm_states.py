@@ -59,6 +59,13 @@ def test_job_that_accounting_does_not_have_yet_is_found_in_the_queue(say):
     assert job_states(["8"]) == {"8": JobState("RUNNING", "", "n3", "0:0", "0:05")}
 
 
+def test_job_of_a_failed_node_that_is_queued_again_is_not_over(say):
+    say(sacct="8|NODE_FAIL|0:0|00:05:00|n3\n", squeue="8|PENDING|0|0:00||BeginTime|\n")
+    assert job_states(["8"])["8"].state == "PENDING"
+    say(sacct="8|NODE_FAIL|0:0|00:05:00|n3\n", squeue="")
+    assert job_states(["8"])["8"].state == "NODE_FAIL"
+
+
 def test_site_without_accounting(say):
     say(sacct=None, squeue="8|FAILED|256|0:05|n3|NonZeroExitCode|\n")
     states = job_states(["8", "9"])

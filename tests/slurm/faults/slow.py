@@ -89,8 +89,12 @@ class Slow:
         until(lambda: self.step() >= step, f"step {step} (at {self.step()})", seconds)
 
     def wait_for_end(self, seconds: float = 240) -> str:
-        """Until its job has ended for good, and is not merely queued again."""
-        until(lambda: self.state() in FINAL, f"the job's end; it is {self.state()}", seconds)
+        """Until its job has ended for good, and is not merely about to be queued again."""
+        until(
+            lambda: self.state() in FINAL and time.sleep(2) is None and self.state() in FINAL,
+            "the end",
+            seconds,
+        )
         return self.state()
 
     def ranks(self) -> dict[int, tuple[int, str]]:
