@@ -7,6 +7,7 @@ import difflib
 import functools
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from slurm.commands import ask
 from slurm.errors import SlurmError
 from slurm.resources import Request
+
+MOST_NODES = 10_000  # aliases of aliases can stand for more values than memory holds
+MOST_DIGITS = 100  # Python refuses to print an integer of more than 4300 digits, and takes long to read one
 
 # What the submission itself decides; an `extra` that set it again would break it.
 # fmt: off
@@ -25,6 +29,14 @@ RESERVED = frozenset([
     "signal", "time", "wait", "wckey", "wrap",
 ])
 # fmt: on
+
+# Variables that hold a secret, by their names; those that say where one lies, or speak of tokenizers, do not.
+_SECRET = re.compile(r"(TOKEN(?!IZER)|SECRET|PASSWORD|API_KEY)(?!.*_(FILE|PATH|DIR)$)", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable of this name is taken to hold a secret, such as HF_TOKEN."""
+    return _SECRET.search(name) is not None
 
 
 def _printable(text: str) -> str:
@@ -40,23 +52,41 @@ def _literal(text: str) -> str:
     return _printable(text)
 
 
+def _option(text: str) -> str:
+    """Slurm reads ``#SBATCH`` lines almost as a shell does, but a backslash escapes within quotes too."""
+    if "\\" in text:
+        raise ValueError("expected a value without backslashes: Slurm would misread what follows them")
+    return _literal(text)
+
+
+def _program(text: str) -> str:
+    """What stands after srun's options: a dash would make one more of it, a colon begins another job step."""
+    if text.startswith("-") or text == ":":
+        raise ValueError(f"expected a program, not {text!r}: srun would take it for its own")
+    return _literal(text)
+
+
 def _command(text: str) -> str:
     try:
         words = shlex.split(_literal(text))
     except ValueError as error:
         raise ValueError(f"expected a command: {error}") from None
-    if not words:
+    if not words or not words[0]:
         raise ValueError("expected a command such as 'apptainer exec --nv image.sif'")
+    _program(words[0])
+    if ":" in words:
+        raise ValueError("expected one command: srun begins another at a ':' that stands alone")
     return shlex.join(words)
 
 
-Literally = Annotated[str, Field(min_length=1), AfterValidator(_literal)]
+Literally = Annotated[str, Field(min_length=1), AfterValidator(_option)]
+Program = Annotated[str, Field(min_length=1), AfterValidator(_program)]
 ShellLine = Annotated[str, AfterValidator(_printable)]
 Command = Annotated[str, AfterValidator(_command)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StageProfile(_Strict):
@@ -99,7 +129,7 @@ class Profile(_Strict):
     array_limit: int | None = Field(default=None, ge=1)
     max_array_size: int | None = Field(default=None, ge=1)
     container: Command | None = None
-    python: Literally | None = None
+    python: Program | None = None
     requeue: bool = True
     signal_seconds: int = Field(default=120, ge=1, le=65535)
     extra: dict[str, Literally | int | float | bool] = {}
@@ -121,6 +151,11 @@ class Profile(_Strict):
         for name in given:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"{name!r} is no name of an environment variable")
+            if is_secret(name):
+                raise ValueError(
+                    f"{name!r} looks like a secret, which must not stand in a batch script: leave it in your"
+                    " own environment, which jobs get too, or read it from a private file in setup"
+                )
         return given
 
     @field_validator("extra")
@@ -131,7 +166,8 @@ class Profile(_Strict):
                 raise ValueError(
                     f"{name!r}: expected a long option of sbatch without its dashes, such as 'reservation'"
                 )
-            if name in RESERVED:
+            # Slurm takes the beginning of an option's name for the option.
+            if any(reserved.startswith(name) for reserved in RESERVED):
                 raise ValueError(f"'{name}' is set by the profile's other keys or by the submission itself")
         return given
 
@@ -174,19 +210,17 @@ def load_profile(path: str | Path) -> Profile:
     Raises:
         SlurmError: it is not there, is no YAML, or a key or value is not as expected.
     """
-    import yaml
-
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        given = yaml.safe_load(text)
-        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+        given = _read_yaml(path.read_text(encoding="utf-8"), path)
+    except SlurmError:
+        raise
     except OSError as error:
         raise SlurmError(f"{path}: {error.strerror or 'not readable'}; expected a cluster profile") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SlurmError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
-    if repeated is not None:
-        raise SlurmError(f"{path}:{repeated.start_mark.line + 1}: '{repeated.value}' stands there twice")
+    except RecursionError:
+        raise SlurmError(f"{path}: no YAML of a profile: nested too deep, or in itself") from None
+    except Exception as error:  # PyYAML raises nearly anything on a value that its tag does not fit
+        raise SlurmError(f"{path}: no YAML: {type(error).__name__}: {' '.join(str(error).split())}") from None
     if not isinstance(given, dict):
         if given is not None:
             raise SlurmError(f"{path}: expected 'key: value' lines, found {type(given).__name__}")
@@ -197,17 +231,42 @@ def load_profile(path: str | Path) -> Profile:
         raise SlurmError(f"{path}: {_explain(error)}") from None
 
 
-def _repeated_key(node: Any) -> Any:
-    """The first key of a YAML node that its mapping has twice; YAML itself would take the last."""
-    pairs = node.value if node is not None and node.id == "mapping" else []
-    seen = set()
-    for key, value in pairs:
-        if str(key.value) in seen:
-            return key
-        seen.add(str(key.value))
-        if (found := _repeated_key(value)) is not None:
-            return found
-    return None
+def _read_yaml(text: str, path: Path) -> Any:
+    """A YAML document without repeated keys (YAML itself would take the last) and values without end."""
+    import yaml
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for number, node in enumerate(_nodes(root) if root is not None else ()):
+        where = f"{path}:{node.start_mark.line + 1}"
+        if number >= MOST_NODES:
+            raise SlurmError(f"{where}: its aliases unfold into more than {MOST_NODES} values")
+        if node.id == "scalar" and len(node.value) > MOST_DIGITS and node.tag.endswith((":int", ":float")):
+            raise SlurmError(f"{where}: {node.value[:20]}… is a number of {len(node.value)} digits")
+        seen = set()
+        for key, _ in node.value if node.id == "mapping" else ():
+            where = f"{path}:{key.start_mark.line + 1}"
+            if key.id != "scalar":
+                raise SlurmError(f"{where}: no YAML of a profile: a list or mapping cannot be a key")
+            if key.value in seen:
+                raise SlurmError(f"{where}: {_quoted(key.value)} stands there twice")
+            seen.add(key.value)
+    return yaml.safe_load(text)
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    """A YAML node and all below it; what an alias stands for comes as often as it is named."""
+    yield node
+    if node.id == "mapping":
+        for key, value in node.value:
+            yield from _nodes(key)
+            yield from _nodes(value)
+    elif node.id == "sequence":
+        for value in node.value:
+            yield from _nodes(value)
+
+
+def _quoted(key: Any) -> str:
+    return f"'{key}'" if str(key).isprintable() else repr(key)
 
 
 def _explain(error: ValidationError) -> str:
@@ -222,7 +281,7 @@ def _explain(error: ValidationError) -> str:
         known = list(model.model_fields)
         close = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         hint = f", did you mean '{close[0]}'?" if close else f" (one of {', '.join(known)})"
-        return f"unknown key '{key}'{hint}"
+        return f"unknown key {_quoted(key)}{hint}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = message if first["type"] == "value_error" else f"expected {message}"
     value = repr(first["input"])

@@ -19,6 +19,7 @@ from slurm.resources import Request
 
 # Submitit counts time-outs (and, with limits under ten minutes, preemptions) and gives up after so many.
 MAX_TIMEOUTS = 1000
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def submit_array(
@@ -165,28 +166,75 @@ def python_command(profile: Profile) -> str:
 
 
 def private_folder(folder: str | Path) -> Path:
-    """Make a folder that this user alone can enter.
+    """Make a folder that this user alone can enter, at a place that no stranger can give to another folder.
+
+    Whoever owns a folder above it, or is in a group that may write there, is trusted.
 
     Raises:
-        SlurmError: it belongs to somebody else, cannot be made, or has a ``%``, which Slurm would replace.
+        SlurmError: it belongs to somebody else, is a link, held files while others could write to it, lies
+            where anybody can replace it, cannot be made, or has characters that Slurm would misread.
     """
     folder = Path(folder).absolute()
     if "%" in str(folder):
         raise SlurmError(
             f"{folder}: Slurm replaces '%' in the names of log files; choose a folder without it"
         )
+    if "\\" in str(folder) or not str(folder).isprintable():
+        raise SlurmError(
+            f"{str(folder)!r}: Slurm misreads backslashes and control characters in the names of log files;"
+            " choose a folder without them"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.stat()
-        if found.st_uid != os.getuid():
-            raise SlurmError(
-                f"{folder} belongs to another user; jobs run what lies there, so it must be yours"
-            )
-        if stat.S_IMODE(found.st_mode) != 0o700:
-            folder.chmod(0o700)
+        _require_safe_way(folder)
+        # What is looked at and changed is what was opened, whatever the name stands for a moment later.
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _make_private(folder, opened)
+        finally:
+            os.close(opened)
     except OSError as error:
+        if folder.is_symlink():
+            raise SlurmError(
+                f"{folder} is a link; jobs run what lies there, so it must be a folder"
+            ) from None
         raise SlurmError(f"{folder}: {error.strerror}") from None
     return folder
+
+
+def _make_private(folder: Path, opened: int) -> None:
+    found = os.fstat(opened)
+    if found.st_uid != os.getuid():
+        raise SlurmError(f"{folder} belongs to another user; jobs run what lies there, so it must be yours")
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        os.fchmod(opened, 0o700)
+    if found.st_mode & WRITABLE_BY_OTHERS and os.listdir(opened):
+        raise SlurmError(
+            f"{folder} could be written to by others until now, and jobs run what lies there: look at its"
+            " files, then remove them, or start the command again if they are yours"
+        )
+    if os.fstat(opened).st_mode & WRITABLE_BY_OTHERS:
+        raise SlurmError(
+            f"{folder} can be written to by others, and its file system does not let that change"
+        )
+
+
+def _require_safe_way(folder: Path) -> None:
+    """Refuse a place where anybody can put another folder under the same name: pickles in it would be run."""
+    trusted = (0, os.getuid())
+    for way in dict.fromkeys((folder, folder.resolve())):
+        for name, above in zip((way, *way.parents), way.parents):
+            found = above.stat()
+            if not found.st_mode & stat.S_IWOTH:
+                continue
+            # With the sticky bit only the owners of a folder and of what is in it can rename the latter.
+            if not (
+                found.st_mode & stat.S_ISVTX and found.st_uid in trusted and name.lstat().st_uid in trusted
+            ):
+                raise SlurmError(
+                    f"{folder}: in {above} any user can replace it, and jobs run what lies there: take that"
+                    f" right from others (chmod o-w {shlex.quote(str(above))}), or choose another place"
+                )
 
 
 def max_array_size() -> int:
