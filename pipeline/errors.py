@@ -1,4 +1,7 @@
-"""Errors that are the user's to mend: shown as one line, exit code 2, never as a traceback."""
+"""Errors that are the user's to mend: shown as one line, exit code 2, never as a traceback.
+
+What an error says is shown and written without the values of secret environment variables.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ import difflib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
+from slurm.profiles import is_secret
+
 EXIT_USER_ERROR = 2
+LEAST_SECRET = 6  # characters; a shorter value ("true") would be cut out of words that mean nothing
 
 
 class UserError(ValueError):
@@ -37,9 +45,37 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
+def redact(text: str) -> str:
+    """A text with the name in place of the value of every environment variable that holds a secret."""
+    secrets = {
+        part: name
+        for name, value in os.environ.items()
+        if is_secret(name)
+        for part in (value, *value.splitlines())
+        if len(part) >= LEAST_SECRET
+    }
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
+        text = text.replace(secret, f"<{secrets[secret]}>")
+    return text
+
+
 def one_line(error: BaseException) -> str:
-    """An error's message on one line, whatever the input it quotes."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message on one line, whatever the input it quotes, without secrets."""
+    return " ".join(redact(str(error)).split()) or type(error).__name__
+
+
+def redacted_traceback(error: BaseException) -> str:
+    """An error's whole traceback without secrets."""
+    return redact("".join(traceback.format_exception(error)))
+
+
+def redact_uncaught() -> None:
+    """Have Python print the error that ends this process without secrets; logs keep it."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(redacted_traceback(error), end="", file=sys.stderr, flush=True)
+
+    sys.excepthook = show
 
 
 # What the disk or its owner refuses. Any other OSError would be a mistake of this program.

@@ -1,20 +1,46 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and who may read them."""
 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
 
+from pipeline.errors import UserError
+
+UMASK_VARIABLE = "CASS_UMASK"
+UMASK = 0o027  # files 0640 and folders 0750, whatever the caller's own
+
+
+def chosen_umask() -> int:
+    """The umask that CASS_UMASK asks for (``007``: the group may write, as in a shared store), else 027.
+
+    Every process that writes results sets it once, at its start: so all files obey it, those that libraries
+    make too.
+
+    Raises:
+        UserError: no octal number, one that takes rights from the owner, or one that lets everybody write.
+    """
+    said = os.environ.get(UMASK_VARIABLE)
+    if not said:
+        return UMASK
+    if not re.fullmatch(r"0?0[0-7][2367]", said):
+        raise UserError(
+            f"{UMASK_VARIABLE} is {said!r}; expected an octal number such as 027 or 007, which leaves"
+            " the owner's rights and takes the right to write from others"
+        )
+    return int(said, 8)
+
 
 def write_atomically(
-    path: Path, content: bytes | memoryview, *, mode: int | None = None, sync: bool = True
+    path: Path, content: bytes | memoryview, *, mode: int = 0o666, sync: bool = True
 ) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of either.
 
     Args:
         path: its folder must exist.
-        mode: the file's permissions; None: those of any new file.
+        mode: the file's permissions, of which the umask takes its part.
         sync: whether to wait for the disk before the file appears under its name.
 
     Raises:
@@ -22,13 +48,11 @@ def write_atomically(
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        if mode is not None:
-            os.chmod(part, mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

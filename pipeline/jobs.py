@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import slurm
-from pipeline.errors import one_line
+from pipeline.errors import one_line, redact_uncaught, redacted_traceback
+from pipeline.files import chosen_umask
 from pipeline.manifest import Task
 from pipeline.specs import Resources
 
@@ -84,14 +84,18 @@ class TaskJob:
     """What a job executes on each of its ranks: its tasks in turn. A failing task does not stop the next.
 
     Stopped by a signal, it asks Slurm to queue it again; the next start goes on from the last checkpoint.
+    The launcher's choice of permissions comes along, whatever the job's environment.
     """
 
     installs_stop_flag = True
 
     def __init__(self, manifest: Path, tasks: Collection[str]) -> None:
         self.manifest, self.tasks = manifest.absolute(), tuple(tasks)
+        self.umask = chosen_umask()
 
     def __call__(self) -> None:
+        os.umask(self.umask)
+        redact_uncaught()
         stop = slurm.StopFlag().install()
         from pipeline.stages.runner import run_task, user_errors
         from pipeline.stages.work import Interrupted
@@ -108,8 +112,8 @@ class TaskJob:
             except user_errors() as error:
                 print(f"error: {task}: {one_line(error)}", file=sys.stderr, flush=True)
                 failed.append(task)
-            except Exception:
-                print(f"error: {task}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            except Exception as error:
+                print(f"error: {task}:\n{redacted_traceback(error)}", file=sys.stderr, flush=True)
                 failed.append(task)
         if failed:
             raise JobFailed(f"{len(failed)} of {len(self.tasks)} tasks failed: {', '.join(failed)}")

@@ -17,8 +17,10 @@ from pipeline.errors import (
     UserError,
     nearest,
     one_line,
+    redact_uncaught,
     storage_error,
 )
+from pipeline.files import chosen_umask
 from pipeline.specs import STAGES
 
 VERBS = {
@@ -81,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _as_interrupt)
+    redact_uncaught()
     try:
+        os.umask(chosen_umask())
         sys.exit(run(given))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

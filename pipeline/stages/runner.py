@@ -19,7 +19,16 @@ from pathlib import Path
 
 import shards
 import slurm
-from pipeline.errors import EXIT_USER_ERROR, OneLineParser, UserError, one_line, storage_error
+from pipeline.errors import (
+    EXIT_USER_ERROR,
+    OneLineParser,
+    UserError,
+    one_line,
+    redact,
+    redact_uncaught,
+    storage_error,
+)
+from pipeline.files import chosen_umask
 from pipeline.installed import check_torch
 from pipeline.manifest import (
     Manifest,
@@ -211,7 +220,7 @@ def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) 
         "host": socket.gethostname(),
         "at": now(),
         "log": log,
-        "traceback": traceback.format_exc().splitlines()[-12:],
+        "traceback": redact(traceback.format_exc()).splitlines()[-12:],
     }
     with contextlib.suppress(OSError):
         write_json(folder / "error.json", said)
@@ -253,7 +262,9 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", required=True, help=f"its id, such as {stage}/NAME")
     given = parser.parse_args(arguments)
     task_id = given.task if "/" in given.task else f"{stage}/{given.task}"
+    redact_uncaught()
     try:
+        os.umask(chosen_umask())
         if task_id.split("/")[0] != stage:
             raise UserError(f"{task_id} is not a {stage} task")
         run_task(given.manifest, task_id, stop_requested=slurm.StopFlag().install())
