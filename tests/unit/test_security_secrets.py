@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline import launch
 from pipeline.errors import UserError, one_line, redact
 from pipeline.files import chosen_umask, write_atomically
 from pipeline.jobs import JobFailed, TaskJob
 from pipeline.manifest import Manifest, Task
+from pipeline.stages import runner
 from slurm.profiles import is_secret
 
 TOKEN = "hf_AbCdEfGh0123456789"
@@ -79,6 +82,7 @@ def manifest(tmp_path, monkeypatch):
     def run(work):
         raise found.error
 
+    found.run = run
     monkeypatch.setattr("pipeline.stages.shard.run", run)
     return found
 
@@ -87,10 +91,13 @@ def manifest(tmp_path, monkeypatch):
 def own_process(monkeypatch):
     """What a job sets for its whole process is set back."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     before = os.umask(0)
     os.umask(before)
     yield
     os.umask(before)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("kind", [UserError, RuntimeError])
@@ -104,6 +111,27 @@ def test_error_of_a_task_is_written_and_printed_without_secrets(manifest, own_pr
     assert said["message"] == "cannot log in with <HF_TOKEN>"
     assert said["traceback"][-1].endswith("cannot log in with <HF_TOKEN>")
     printed = "".join(capfd.readouterr())
+    assert TOKEN not in printed and "cannot log in with <HF_TOKEN>" in printed
+
+
+def by_launcher(manifest) -> None:
+    launch.main(["status", "x"])
+
+
+def by_stage_command(manifest) -> None:
+    runner.main("shard", ["--manifest", str(manifest.path), "--task", "x"])
+
+
+@pytest.mark.parametrize("command", [by_launcher, by_stage_command])
+def test_commands_set_their_umask_and_end_without_secrets(manifest, own_process, monkeypatch, capfd, command):
+    manifest.error = RuntimeError(f"cannot log in with {TOKEN}")
+    monkeypatch.setattr("pipeline.launch.run", manifest.run)
+    os.umask(0o000)
+    with pytest.raises(RuntimeError) as caught:
+        command(manifest)
+    assert os.umask(0) == 0o027
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    printed = capfd.readouterr().err
     assert TOKEN not in printed and "cannot log in with <HF_TOKEN>" in printed
 
 
