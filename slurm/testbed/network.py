@@ -23,8 +23,8 @@ def address(number: int) -> str:
 
 
 def inside(name: str) -> list[str]:
-    """What a command is preceded by to run on a node's network."""
-    return ["ip", "netns", "exec", _space(name)]
+    """What a command is preceded by to run on a node's network (`ip netns exec` would also hide cgroups)."""
+    return ["nsenter", f"--net=/run/netns/{_space(name)}"]
 
 
 def build(names: Sequence[str]) -> None:
