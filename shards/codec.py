@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,11 +94,16 @@ def load(data: bytes) -> Picture:
     """
     if not data:
         raise Unreadable("file is empty")
+    with _reasons(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _load_dicom(data) if is_dicom(data[:132]) else _load_image(data)
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a decoder raises, as Unreadable with a short reason."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _load_dicom(data) if is_dicom(data[:132]) else _load_image(data)
+        yield
     except Unreadable:
         raise
     except UnidentifiedImageError:
@@ -108,15 +115,41 @@ def load(data: bytes) -> Picture:
         raise Unreadable(reason[:200]) from None
 
 
-def _load_image(data: bytes) -> Picture:
+def _open(data: bytes) -> Image.Image:
+    """The image, not yet decoded, if it is not too large."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_pixels(*image.size)  # Pillow itself only warns up to twice its limit
+    return image
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise Unreadable(f"{width} x {height} pixels: it could be a decompression bomb")
+
+
+def _load_image(data: bytes) -> Picture:
+    image = _open(data)
     kept = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}.get(image.format or "", "")
-    lossy = kept == "jpg" or data[12:16] == b"VP8 "
+    lossy = kept == "jpg" or (kept == "webp" and _is_lossy_webp(data))
     moving = kept in ("png", "webp") and getattr(image, "is_animated", False)
     if moving or image.mode == "CMYK" or image.getexif().get(0x0112, 1) != 1:
         kept = ""
     image.load()
     return Picture(_plain(ImageOps.exif_transpose(image)), kept, lossy)
+
+
+def _is_lossy_webp(data: bytes) -> bool:
+    """Whether the first frame is VP8, not VP8L. What moves or has metadata begins with other chunks."""
+    position = 12
+    while position + 8 <= len(data):
+        kind, size = (
+            data[position : position + 4],
+            int.from_bytes(data[position + 4 : position + 8], "little"),
+        )
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8 "
+        position += 8 + (16 if kind == b"ANMF" else size + size % 2)  # a frame's chunks follow its 16 bytes
+    return False
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -161,6 +194,7 @@ def _load_dicom(data: bytes) -> Picture:
     dataset = pydicom.dcmread(io.BytesIO(data))
     if "PixelData" not in dataset:
         raise Unreadable("DICOM file without an image")
+    _check_pixels(dataset.Columns, dataset.Rows)
     frame = dicom_pixels.pixel_array(dataset, index=0)  # colour comes as RGB
     if frame.ndim == 3:
         wide = frame.dtype != np.uint8
@@ -247,16 +281,20 @@ def decode(data: bytes, *, grey16_max: int = 65535) -> Image.Image:
     Args:
         data: a JPEG, PNG or WebP file.
         grey16_max: the 16-bit grey value that becomes white.
+
+    Raises:
+        Unreadable: with the reason.
     """
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:
+    with _reasons():
+        image = _open(data)
+        if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:
+            image.load()
+            image = _plain(ImageOps.exif_transpose(image))
+            if image.mode == "I;16":
+                image = _to_grey8(image, grey16_max)
+            return image.convert("RGB")
         image.load()
-        image = _plain(ImageOps.exif_transpose(image))
-        if image.mode == "I;16":
-            image = _to_grey8(image, grey16_max)
-        return image.convert("RGB")
-    image.load()
-    return image
+        return image
 
 
 def _to_grey8(image: Image.Image, white: int) -> Image.Image:

@@ -90,7 +90,7 @@ class CsvSource:
     def _rows(self, root: Path) -> list[tuple[int, dict[str, str]]]:
         """(line number, row) of each row, with all needed columns present."""
         path = root / self.csv
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"CSV file {path} does not exist")
         if not self.label_columns:
             raise InputError("label_columns is empty: expected at least one column")
@@ -101,6 +101,9 @@ class CsvSource:
                 reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restval="")
                 self._check_columns(list(reader.fieldnames or []))
                 rows = [(reader.line_num, row) for row in reader]
+                file.seek(0)
+                if any("\0" in block for block in iter(lambda: file.read(1 << 20), "")):
+                    raise csv.Error("it holds a NUL")
         except UnicodeDecodeError:
             raise InputError(f"CSV file {path} is not UTF-8 text") from None
         except csv.Error as error:

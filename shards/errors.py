@@ -5,9 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message
+
 
 class InputError(ValueError):
-    """Something in the input is wrong; the one-line message names it and says what was expected."""
+    """Something in the input is wrong; the message names it and says what was expected.
+
+    Whatever it quotes, it is one printable line.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(message: str) -> str:
+    """A message on one line, without control characters, cut where it is longer than anyone reads."""
+    line = " ".join(message.split())
+    line = "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in line[:LONGEST])
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

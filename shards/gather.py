@@ -11,7 +11,7 @@ from pathlib import Path
 from shards import codec, parallel
 from shards.errors import InputError
 from shards.options import ShardOptions
-from shards.sources import Listing, Sample, Source, unlabelled_samples
+from shards.sources import Listing, Sample, Source, existing_folder, unlabelled_samples
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 
@@ -31,7 +31,7 @@ def all_samples(source: Source, options: ShardOptions) -> tuple[Listing, list[Sa
     Raises:
         InputError: whatever the source raises; two samples with one key.
     """
-    extra = [(source.base or Path()) / path for path in options.unlabelled]
+    extra = [existing_folder((source.base or Path()) / path) for path in options.unlabelled]
     listing = source.listing(exclude=extra)
     samples = sorted(listing.samples + unlabelled_samples(extra), key=lambda sample: sample.path)
     keys: dict[str, str] = {}

@@ -8,13 +8,15 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from shards import codec
-from shards.errors import InputError
+from shards.errors import InputError, printable
+from shards.files import open_regular, read_regular
+from shards.schema import check_meta, check_samples
 from shards.sources import SEPARATOR, SPLITS, Task
 
 if TYPE_CHECKING:
@@ -67,7 +69,12 @@ class Index:
         self._lengths = samples["length"].to_numpy(np.int64)
         self._splits = samples["split"].to_numpy(object)
         self._labelled = samples["labelled"].to_numpy(bool)
-        self._targets = _encode(samples["labels"].tolist(), self._labelled, self.classes, self.task)
+        try:
+            self._targets = _encode(samples["labels"].tolist(), self._labelled, self.classes, self.task)
+        except KeyError as error:
+            raise InputError(
+                f"{folder / SAMPLES} has the label {error}, which is no class of {INDEX}"
+            ) from None
         self._files = _OpenFiles(folder)
 
     @classmethod
@@ -75,7 +82,8 @@ class Index:
         """Read a dataset's index, and see that its shards are there with the right sizes.
 
         Raises:
-            InputError: no dataset there, one of another format version, a missing or cut shard.
+            InputError: no dataset there, one of another format version, a missing or cut shard, an index or a
+                table of samples that does not fit them.
         """
         folder = Path(folder)
         meta = read_meta(folder)
@@ -85,10 +93,7 @@ class Index:
                 raise InputError(f"shard {path} is missing")
             if path.stat().st_size != shard["bytes"]:
                 raise InputError(f"shard {path} has {path.stat().st_size} bytes, not {shard['bytes']}")
-        samples = read_samples(folder / SAMPLES)
-        if len(samples) != sum(shard["samples"] for shard in meta["shards"]):
-            raise InputError(f"{folder / SAMPLES} has {len(samples)} rows, but {INDEX} counts another number")
-        return cls(folder, meta, samples)
+        return cls(folder, meta, read_samples(folder / SAMPLES, meta))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -105,8 +110,11 @@ class Index:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know of this dataset, one line each."""
-        return list(self.report["warnings"])
+        """What the user should know of this dataset, one line each. Raises InputError."""
+        lines = self.report.get("warnings")
+        if not isinstance(lines, list):
+            raise InputError(f"{self.folder / REPORT} has no list of warnings")
+        return [printable(str(line)) for line in lines]
 
     def rows(self, split: str, labelled: bool | None = None) -> np.ndarray:
         """Row numbers of a split, ascending.
@@ -141,24 +149,36 @@ class Index:
         return self._files.read(self._shard_names[row], int(self._offsets[row]), int(self._lengths[row]))
 
     def decode(self, row: int) -> Image.Image:
-        """The image of a sample in mode RGB, upright, 16-bit grey scaled to 8."""
+        """The image of a sample in mode RGB, upright, 16-bit grey scaled to 8. Raises InputError."""
         return self.decode_bytes(self.read(row))
 
     def decode_bytes(self, data: bytes) -> Image.Image:
         """The same for the bytes of a sample that came through :func:`shards.stream`."""
-        return codec.decode(data, grey16_max=self.meta["grey16_max"])
+        try:
+            return codec.decode(data, grey16_max=self.meta["grey16_max"])
+        except codec.Unreadable as error:
+            raise InputError(f"{self.folder} holds an image that cannot be decoded: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a dataset. Raises InputError."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_regular(path), str(path))
     except FileNotFoundError:
         raise InputError(f"{path.parent} is no dataset of shards: {path.name} is missing") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{path} is not valid JSON") from None
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The object that a JSON text holds. Raises InputError."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where} is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{where} is not a JSON object")
+    return content
 
 
 def dump_json(content: Any) -> bytes:
@@ -168,32 +188,54 @@ def dump_json(content: Any) -> bytes:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """The content of ``index.json``, of this format version. Raises InputError."""
-    return check_version(read_json(folder / INDEX), str(folder))
+    return check_index(read_json(folder / INDEX), str(folder))
 
 
-def check_version(meta: dict[str, Any], where: str) -> dict[str, Any]:
-    """The content of ``index.json``, if it is of this format version. Raises InputError."""
+def check_index(meta: dict[str, Any], where: str) -> dict[str, Any]:
+    """The content of ``index.json``, if it is of this format version and whole. Raises InputError."""
     version = meta.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
             f"{where} has format version {version}, expected {FORMAT_VERSION}: write the dataset again"
         )
+    check_meta(meta, f"{where}/{INDEX}")
     return meta
 
 
-def read_samples(source: Any) -> pd.DataFrame:
-    """``samples.csv`` from a path or an open file. Raises InputError."""
+def read_samples(source: Path | BinaryIO, meta: dict[str, Any], where: str | None = None) -> pd.DataFrame:
+    """``samples.csv``, if it fits its index.
+
+    Args:
+        source: a path, or an open file.
+        meta: the content of ``index.json``.
+        where: what errors call it; None: the path.
+
+    Raises:
+        InputError: with the line where it does not fit.
+    """
     import pandas as pd
 
+    where = where or str(source)
     try:
-        samples = pd.read_csv(source, dtype=COLUMNS, keep_default_na=False, na_filter=False, encoding="utf-8")
+        with open_regular(source) if isinstance(source, Path) else source as file:
+            samples = pd.read_csv(
+                file,
+                dtype=COLUMNS,
+                keep_default_na=False,
+                na_filter=False,
+                encoding="utf-8",
+                lineterminator="\n",
+            )
     except FileNotFoundError:
-        raise InputError(f"{source} is missing") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where} is missing") from None
+    except (ValueError, OSError, OverflowError) as error:
+        raise InputError(f"{where} cannot be read: {error}") from None
+    if not isinstance(samples.index, pd.RangeIndex):  # pandas takes the first of too many cells for a name
+        raise InputError(f"{where} has rows with more cells than columns")
     missing = [column for column in COLUMNS if column not in samples]
     if missing:
-        raise InputError(f"{source} has no column '{missing[0]}'")
+        raise InputError(f"{where} has no column '{missing[0]}'")
+    check_samples(samples, meta, where)
     samples["labelled"] = samples["labelled"].astype(bool)
     return samples
 

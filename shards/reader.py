@@ -1,21 +1,26 @@
-"""Streamed reading: one shard after the other through webdataset, from a folder or over HTTP."""
+"""Streamed reading: one shard after the other, from a folder or, through webdataset, over HTTP."""
 
 from __future__ import annotations
 
 import io
-import json
 import random
-import tarfile
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shards.errors import InputError
-from shards.index import INDEX, SAMPLES, check_version, read_json, read_samples
+from shards.files import MOST_BYTES, open_regular
+from shards.index import INDEX, SAMPLES, check_index, parse_json, read_json, read_samples
 from shards.sources import SPLITS
 from shards.splits import order
+from shards.tars import BLOCK, read_header
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PIECE = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,21 @@ def stream(
     if split not in SPLITS:
         raise InputError(f"there is no split '{split}' (expected train, val or test)")
     where = str(folder).rstrip("/")
-    meta = check_version(_json(where, INDEX), where)
+    if _is_url(where) and re.search(
+        r"[^!#%&*+,./0-9:;=?@A-Z\[\]_a-z~-]", where
+    ):  # webdataset gives it to a shell
+        raise InputError(
+            f"{where} is no URL (what is not a letter, a digit or one of -._~/ is written as %XX)"
+        )
+    meta = check_index(_json(where, INDEX), where)
     sizes = {shard["name"]: shard["samples"] for shard in meta["shards"] if shard["split"] == split}
     if not sizes:
         raise InputError(f"{where} has no sample in the {split} split")
     file = io.BytesIO(_fetch(f"{where}/{SAMPLES}")) if _is_url(where) else Path(where) / SAMPLES
-    table = read_samples(file)
-    table = table[table["split"] == split]
-    images = {key: (row, format) for row, key, format in zip(table.index, table["key"], table["format"])}
+    table = read_samples(file, meta, f"{where}/{SAMPLES}")
     names = sorted(sizes, key=lambda name: order(seed, f"{epoch}/{name}"))
-    samples = _read(where, stretch([(name, sizes[name]) for name in names], rank, world_size), images)
+    segments = stretch([(name, sizes[name]) for name in names], rank, world_size)
+    samples = _read(where, segments, table[table["split"] == split])
     if shuffle_buffer > 1:
         from webdataset.filters import shuffle
 
@@ -110,56 +120,71 @@ def stretch(shards: list[tuple[str, int]], rank: int, world_size: int) -> list[S
     return segments
 
 
-def _read(
-    where: str, segments: list[Segment], images: dict[str, tuple[int, str]]
-) -> Iterator[tuple[int, bytes]]:
-    from webdataset.gopen import gopen
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
+def _read(where: str, segments: list[Segment], table: pd.DataFrame) -> Iterator[tuple[int, bytes]]:
+    shards = dict(list(table.groupby("shard", sort=False)))
     for segment in segments:
         url = f"{where}/{segment.shard}"
-        count = segment.start
+        part = shards[segment.shard].iloc[segment.start : segment.stop]
+        columns = (part["key"], part["format"], part["offset"].tolist(), part["length"].tolist())
         try:
-            with gopen(url) as file:
-                samples = group_by_keys(tar_file_expander([{"url": url, "stream": file}]))
-                for sample in islice(samples, segment.start, segment.stop):
-                    row, format = images[sample["__key__"]]
-                    yield row, sample[format]
-                    count += 1
-        except KeyError as error:
-            raise InputError(f"{url} holds a sample or file that {SAMPLES} does not know: {error}") from None
-        except (OSError, ValueError, tarfile.TarError) as error:
-            raise InputError(f"{url} cannot be read: {_line(error)}") from None
-        if count < segment.stop:
-            raise InputError(f"{url} ends after {count} samples, but {INDEX} counts {segment.stop} or more")
+            with _open(url) as file:
+                position = 0
+                for row, key, format, offset, length in zip(part.index.tolist(), *columns):
+                    _skip(file, offset - BLOCK - position, url)
+                    name, size = read_header(_take(file, BLOCK, url), url)
+                    if (name, size) != (f"{key}.{format}", length):
+                        expected = f"'{key}.{format}' of {length}"
+                        raise InputError(f"{url} holds '{name}' of {size} bytes, {SAMPLES} has {expected}")
+                    yield row, _take(file, length, url)
+                    position = offset + length
+        except OSError as error:
+            raise InputError(f"{url} cannot be read: {error}") from None
+
+
+def _skip(file: BinaryIO, number: int, url: str) -> None:
+    """Read on by so many bytes (a pipe cannot seek)."""
+    if number < 0:
+        raise InputError(f"{url} holds samples in another order than {SAMPLES}")
+    while number:
+        number -= len(_take(file, min(number, PIECE), url))
+
+
+def _take(file: BinaryIO, number: int, url: str) -> bytes:
+    """So many bytes, read piecewise: memory grows with what comes, not with what is claimed."""
+    data = bytearray()
+    while len(data) < number:
+        if not (piece := file.read(min(number - len(data), PIECE))):
+            raise InputError(f"{url} is cut short")
+        data += piece
+    return bytes(data)
 
 
 def _is_url(where: str) -> bool:
     return "://" in where
 
 
+def _open(url: str) -> BinaryIO:
+    from webdataset.gopen import gopen
+
+    return gopen(url) if _is_url(url) else open_regular(url)
+
+
 def _json(where: str, name: str) -> dict[str, Any]:
     if not _is_url(where):
         return read_json(Path(where) / name)
-    data = _fetch(f"{where}/{name}")
-    try:
-        return json.loads(data)
-    except ValueError:
-        raise InputError(f"{where}/{name} is not valid JSON") from None
+    return parse_json(_fetch(f"{where}/{name}"), f"{where}/{name}")
 
 
 def _fetch(url: str) -> bytes:
-    from webdataset.gopen import gopen
-
+    data = bytearray()
     try:
-        with gopen(url) as file:
-            data = file.read()
+        with _open(url) as file:
+            while piece := file.read(PIECE):
+                data += piece
+                if len(data) > MOST_BYTES:
+                    raise InputError(f"{url} is larger than {MOST_BYTES} bytes")
     except OSError as error:
-        raise InputError(f"{url} cannot be read: {_line(error)}") from None
+        raise InputError(f"{url} cannot be read: {error}") from None
     if not data:  # a failed transfer may show only in its length
         raise InputError(f"{url} cannot be read: it is missing or empty")
-    return data
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return bytes(data)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from shards.codec import SUFFIXES, is_dicom
 from shards.errors import InputError, listed, nearest
+from shards.files import open_regular, read_regular
 
 Task = Literal["multiclass", "multilabel"]
 SPLITS = ("train", "val", "test")
@@ -55,7 +56,7 @@ class Sample:
         if self.data is not None:
             return self.data
         assert self.location is not None
-        return self.location.read_bytes()
+        return read_regular(self.location)
 
 
 @dataclass
@@ -207,9 +208,9 @@ def unlabelled_samples(folders: Sequence[Path]) -> list[Sample]:
 def existing_folder(path: str | Path) -> Path:
     """The path, if it is a folder. Raises InputError."""
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, false too where the name is too long or out of reach
         raise InputError(
-            f"{path} is a file, not a folder" if path.exists() else f"folder {path} does not exist"
+            f"{path} is a file, not a folder" if os.path.exists(path) else f"folder {path} does not exist"
         )
     return path
 
@@ -230,7 +231,7 @@ def is_image(path: Path) -> bool:
     if path.suffix:
         return path.suffix.lower() in SUFFIXES
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return is_dicom(file.read(132))
     except OSError:
         return False

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards import codec
 from shards.errors import InputError
+from shards.files import open_regular
 from shards.sources import Sample
 
 BLOCK = 512
@@ -67,6 +68,48 @@ def write_shard(path: Path, members: Sequence[Member], *, resize: int | None) ->
         file.flush()
         os.fsync(file.fileno())
     return Shard(path.name, digest.hexdigest(), position, places)
+
+
+def read_header(block: bytes, where: str) -> tuple[str, int]:
+    """Name and size of the file that a header of :func:`write_shard` announces.
+
+    Args:
+        block: 512 bytes.
+        where: what errors call the tar.
+
+    Raises:
+        InputError: no header, or one of anything but a plain file: a link, a device, a sparse file, an
+            extended header.
+    """
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError as error:
+        raise InputError(f"{where} is damaged: {error}") from None
+    if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.size < 0:
+        raise InputError(f"{where} holds '{info.name}', which is no plain file")
+    return info.name, info.size
+
+
+def members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size in bytes of every file in a tar, in order.
+
+    Raises:
+        InputError: anything that :func:`write_shard` does not write.
+        OSError: the tar cannot be read.
+    """
+    with open_regular(path) as file:
+        end = os.fstat(file.fileno()).st_size
+        position = 0
+        while any(block := file.read(BLOCK)):
+            name, size = read_header(block, path.name)
+            position += BLOCK
+            if size > end - position:
+                raise InputError(f"{path.name} ends within '{name}', which would have {size} bytes")
+            yield name, position, size
+            position += size + -size % BLOCK
+            file.seek(position)
+        if position + 2 * BLOCK != end:
+            raise InputError(f"{path.name} has {end} bytes, but its files end at {position}")
 
 
 def _payload(member: Member, resize: int | None) -> bytes:

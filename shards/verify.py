@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.errors import InputError
+from shards.errors import InputError, printable
+from shards.files import open_regular
 from shards.index import INDEX, SAMPLES, read_meta, read_samples
+from shards.tars import members
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,10 @@ def verify(folder: str | Path) -> list[str]:
     unknown = {path.name for path in folder.glob("*.tar")} - set(expected)
     problems += [f"{name} is not in {INDEX}" for name in sorted(unknown)]
     if SAMPLES in sound:
-        table = read_samples(folder / SAMPLES)
+        try:
+            table = read_samples(folder / SAMPLES, meta)
+        except InputError as error:
+            return [*problems, str(error)]
         for shard in meta["shards"]:
             if shard["name"] in sound:
                 problems += _check_places(folder / shard["name"], table[table["shard"] == shard["name"]])
@@ -47,23 +51,32 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def _check_places(path: Path, table: pd.DataFrame) -> list[str]:
-    with tarfile.open(path) as tar:
-        members = {member.name: (member.offset_data, member.size) for member in tar}
+    try:
+        found = list(members(path))
+    except (InputError, OSError) as error:
+        return [printable(str(error))]
     problems = []
+    places: dict[str, tuple[int, int]] = {}
+    for name, offset, size in found:
+        if name in places:
+            problems.append(printable(f"{path.name} holds '{name}' more than once"))
+        else:
+            places[name] = (offset, size)
     for key, format, offset, length in zip(table["key"], table["format"], table["offset"], table["length"]):
-        image, labels = members.pop(f"{key}.{format}", None), members.pop(f"{key}.json", None)
+        image, labels = places.pop(f"{key}.{format}", None), places.pop(f"{key}.json", None)
         if image != (offset, length) or labels is None:
             problems.append(f"{path.name} does not hold sample {key} where {SAMPLES} says")
-    if members:
-        problems.append(f"{path.name} holds {len(members)} files that {SAMPLES} does not know")
+    if places:
+        problems.append(f"{path.name} holds {len(places)} files that {SAMPLES} does not know")
     return problems
 
 
 def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with open_regular(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
     return digest.hexdigest()

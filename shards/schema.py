@@ -1,0 +1,126 @@
+"""What ``index.json`` and ``samples.csv`` must say before anything is read by them.
+
+A dataset may come from anywhere: a name in it must not lead out of its folder or into a command line, and a
+number in it must not ask for more memory than its tars have bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shards.errors import InputError
+from shards.files import MOST_BYTES
+from shards.sources import check_classes
+from shards.tars import BLOCK
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Split = Literal["train", "val", "test"]
+Table = Literal["samples.csv", "rejected.csv", "data_report.json"]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+FORMATS = ("jpg", "png", "webp")
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(strict=True)  # further keys may stand there
+
+
+class _Shard(_Described):
+    name: str = Field(pattern=r"^(train|val|test)-[0-9]{6,12}\.tar$")
+    split: Split
+    samples: Number = Field(ge=1)
+    bytes: Number
+    sha256: Sha256
+
+    @model_validator(mode="after")
+    def _named_for_its_split(self) -> _Shard:
+        if not self.name.startswith(f"{self.split}-"):
+            raise ValueError(f"{self.name} is not a shard of the {self.split} split")
+        return self
+
+
+class _Counts(_Described):
+    samples: Number
+    unlabelled: Number
+    classes: dict[str, Number]
+
+
+class _Meta(_Described):
+    task: Literal["multiclass", "multilabel"]
+    classes: list[str] = Field(min_length=1)
+    samples: Number
+    counts: dict[Split, _Counts]
+    grey16_max: int = Field(ge=1, le=65535)
+    shards: list[_Shard] = Field(min_length=1)
+    files: dict[Table, Sha256]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> _Meta:
+        check_classes(self.classes)
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) < len(names):
+            raise ValueError("a shard is named twice")
+        return self
+
+
+def check_meta(meta: Any, where: str) -> None:
+    """Refuse an ``index.json`` that lacks something or holds what no dataset has.
+
+    Args:
+        meta: its content.
+        where: what errors call it.
+
+    Raises:
+        InputError: with the key.
+    """
+    try:
+        _Meta.model_validate(meta)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "index"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {key}: {message}") from None
+
+
+def check_samples(samples: pd.DataFrame, meta: Mapping[str, Any], where: str) -> None:
+    """Refuse a table of samples that does not fit its index.
+
+    Args:
+        samples: the columns of ``samples.csv`` with their types.
+        meta: the content of ``index.json``, checked.
+        where: what errors call the table.
+
+    Raises:
+        InputError: with the line.
+    """
+    shards = {shard["name"]: shard for shard in meta["shards"]}
+    counts = samples["shard"].value_counts().to_dict()
+    if len(samples) != sum(shard["samples"] for shard in meta["shards"]):
+        raise InputError(f"{where} has {len(samples)} rows, but index.json counts another number")
+
+    def expect(column: str, sound: pd.Series, expected: str) -> None:
+        if not sound.all():
+            row = int((~sound).to_numpy().argmax())
+            found = str(samples[column].iloc[row])[:100]
+            raise InputError(f"{where}: sample {row}: {column} is {found!r}, expected {expected}")
+
+    expect("key", samples["key"].str.fullmatch(r"[A-Za-z0-9_-]{1,100}"), "letters, digits, '-' and '_'")
+    expect("key", ~samples["key"].duplicated(), "each key once")
+    expect("shard", samples["shard"].isin(list(shards)), "a shard of index.json")
+    for name, shard in shards.items():
+        if counts.get(name, 0) != shard["samples"]:
+            raise InputError(f"{where} has {counts.get(name, 0)} samples of {name}, not {shard['samples']}")
+    split = samples["shard"].map({name: shard["split"] for name, shard in shards.items()})
+    expect("split", samples["split"] == split, "that of its shard")
+    expect("format", samples["format"].isin(FORMATS), f"one of {', '.join(FORMATS)}")
+    end = samples["shard"].map({name: shard["bytes"] for name, shard in shards.items()}).astype("int64")
+    expect("offset", samples["offset"].between(BLOCK, end), "a place in its shard")
+    expect("length", samples["length"].between(1, MOST_BYTES), f"1 to {MOST_BYTES} bytes")
+    expect("length", samples["length"] <= end - samples["offset"], "an end within its shard")
+    for column in ("width", "height"):
+        expect(column, samples[column] >= 1, "1 or more pixels")
