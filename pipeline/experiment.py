@@ -5,6 +5,7 @@ Imports no torch, so that ``plan``, ``show`` and ``--help`` answer at once on a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import resources as package_files
@@ -22,11 +23,13 @@ from pipeline.specs import (
     Dataset,
     FinetuneSettings,
     Name,
+    Plain,
     ReportSettings,
     Resources,
     Seed,
     Strict,
     Training,
+    UserPath,
 )
 from pipeline.strict_yaml import read_yaml
 
@@ -44,9 +47,9 @@ class MethodEntry(Strict):
     """One method of the experiment; its label in the tables is its key under ``methods``."""
 
     method: str = ""  # the registered method; default: the label
-    options: Json = {}  # the method's own options
-    train: Json = {}  # overrides of ``pretrain`` for this method
-    weights: str | None = None  # initial weights of its backbones, instead of the backbones' own
+    options: Plain = {}  # the method's own options
+    train: Plain = {}  # overrides of ``pretrain`` for this method
+    weights: UserPath | None = None  # initial weights of its backbones, instead of the backbones' own
 
 
 class PretrainSection(Training):
@@ -255,7 +258,7 @@ def _find(name: str) -> Path:
     if name in ready:
         return ready[name]
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, false too where the name is too long
         return path
     if path.suffix in (".yaml", ".yml") or "/" in name:
         raise UserError(f"no experiment file {name}")

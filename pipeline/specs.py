@@ -8,14 +8,36 @@ resources are not. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Architecture = Literal["cnn", "vit"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 STAGES = ("shard", "pretrain", "finetune", "aggregate")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold, and sort: it becomes part of keys and manifests."""
+    try:
+        json.dumps(values, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError):
+        raise ValueError("expected plain values: numbers, text, true, false, lists, mappings") from None
+    return values
+
+
+def _reachable(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a path cannot hold a NUL")
+    if path.startswith("~") and os.path.expanduser(path) == path:
+        raise ValueError(f"there is no home folder {path.split('/')[0]}")
+    return path
+
+
+Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
+UserPath = Annotated[str, AfterValidator(_reachable)]
 
 
 class Strict(BaseModel):
@@ -47,7 +69,7 @@ class Dataset(Strict):
     # default: the experiment's name
     name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$", max_length=80)
     source: Literal["digits", "folder", "csv"] = "folder"
-    root: str | None = None  # folder with the images; not needed for digits
+    root: UserPath | None = None  # folder with the images; not needed for digits
     csv: str = "labels.csv"  # file below root (or an absolute path)
     path_column: str = "path"
     label_columns: list[str] = ["label"]  # several: one 0/1 column a class (multi-label)
@@ -75,17 +97,8 @@ class Backbone(Strict):
     """A timm model by name, its arguments and where its weights come from."""
 
     name: str
-    weights: str = "random"  # random | imagenet (timm's own) | a file
-    args: dict[str, Any] = {}  # for timm.create_model, e.g. {embed_dim: 128, depth: 4}
-
-    @field_validator("args")
-    @classmethod
-    def _plain_values(cls, args: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(args, allow_nan=False)
-        except (TypeError, ValueError):
-            raise ValueError("expected plain values: numbers, text, true, false, lists, mappings") from None
-        return args
+    weights: UserPath = "random"  # random | imagenet (timm's own) | a file
+    args: Plain = {}  # for timm.create_model, e.g. {embed_dim: 128, depth: 4}
 
 
 class Training(Strict):

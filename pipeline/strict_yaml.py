@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 MOST_NODES = 100_000  # aliases of aliases can stand for more values than memory holds
 MOST_LEVELS = 100
+MOST_DIGITS = 100  # Python refuses to print an integer of more than 4300 digits, and takes long to read one
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 Key = tuple[str, ...]
 
@@ -26,7 +28,8 @@ def read_yaml(text: str, *, name: str) -> tuple[Any, dict[Key, int]]:
         The value, and the line of every key (and list element) by its path of keys.
 
     Raises:
-        UserError: no YAML, a key that stands there twice, aliases that unfold without end.
+        UserError: no YAML, a key that stands there twice or is no text, aliases that unfold without end, a
+            number without end.
     """
     lines: dict[Key, int] = {}
     try:
@@ -44,10 +47,10 @@ def read_yaml(text: str, *, name: str) -> tuple[Any, dict[Key, int]]:
         where = f"{name}:{mark.line + 1}" if mark else name
         context = f" {error.context}" if error.context else ""
         raise UserError(f"{where}: not valid YAML: {error.problem}{context}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UserError:
+        raise
+    except Exception as error:  # PyYAML raises nearly anything on a value that its tag does not fit
+        raise UserError(f"{name}: not valid YAML: {type(error).__name__}: {one_line(error)}") from None
 
 
 def _keys(node: yaml.Node, prefix: Key, name: str) -> Iterator[tuple[Key, int]]:
@@ -56,12 +59,18 @@ def _keys(node: yaml.Node, prefix: Key, name: str) -> Iterator[tuple[Key, int]]:
         raise UserError(
             f"{name}:{node.start_mark.line + 1}: nested more than {MOST_LEVELS} levels deep, or in itself"
         )
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
+        _check_number(node, name)
+    elif isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
-            said, line = str(key.value), key.start_mark.line + 1
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{name}:{line}: not valid YAML: a list or mapping cannot be a key")
+            _check_number(key, name)
+            said = str(key.value)
             here = (*prefix, said)
-            if said in first and isinstance(key, yaml.ScalarNode):
+            if said in first:
                 raise UserError(
                     f"{name}:{line}: {'.'.join(here)}: stands there twice, first in line {first[said]}"
                 )
@@ -73,3 +82,9 @@ def _keys(node: yaml.Node, prefix: Key, name: str) -> Iterator[tuple[Key, int]]:
             here = (*prefix, str(position))
             yield here, value.start_mark.line + 1
             yield from _keys(value, here, name)
+
+
+def _check_number(node: yaml.ScalarNode, name: str) -> None:
+    if node.tag in NUMBERS and len(node.value) > MOST_DIGITS:
+        line, digits = node.start_mark.line + 1, len(node.value)
+        raise UserError(f"{name}:{line}: {node.value[:20]}… is a number of {digits} digits")

@@ -16,7 +16,7 @@ from pipeline.errors import UserError, nearest
 class Options(BaseModel):
     """Options of one method: unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class NoOptions(Options):

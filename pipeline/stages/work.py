@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,7 +99,8 @@ class Outcome:
 def read_progress(folder: Path) -> tuple[float, float, str] | None:
     """What :meth:`Work.progress` last said in this folder: done, total, text; None if nothing yet."""
     try:
-        said = json.loads((folder / "progress.json").read_text())
-        return said["done"], said["total"], said["text"]
-    except (OSError, ValueError, KeyError):
+        said = json.loads((folder / "progress.json").read_bytes())
+        done, total, text = float(said["done"]), float(said["total"]), str(said["text"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    return (done, total, text) if math.isfinite(done) and math.isfinite(total) else None

@@ -83,6 +83,37 @@ def test_file_that_is_no_experiment_is_refused(file, text, message):
         load_experiment(file(text))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a: !!bool x",
+            "not valid YAML",
+        ),  # PyYAML raises KeyError, IndexError, AttributeError, OverflowError
+        ("a: !!int ''", "not valid YAML"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("a: " + "59:" * 50 + "1.5", "digits"),
+        ("a: 2024-99-99", "not valid YAML"),
+        ("seeds: [0x" + "f" * 5000 + "]", "digits"),  # Python refuses to print it
+        ("? [a]\n: b", "cannot be a key"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n? [*b, *b]\n: c", "cannot be a key"),
+        (
+            SMALL.replace("{name: test_resnet}", "{name: test_resnet, args: {a: {1: x, b: y}}}"),
+            "plain values",
+        ),
+        (SMALL.replace("cass: {}", "dino: {options: {hidden: 2024-01-01}}"), "plain values"),
+        (SMALL.replace("cass: {}", "dino: {options: {momentum: 0.5, teacher_temperature: 1e999}}"), "finite"),
+        (SMALL.replace("digits", "folder, root: ~nobody1/images"), "no home folder ~nobody1"),
+        (SMALL.replace("digits", 'folder, root: "a\\0b"'), "NUL"),
+        (SMALL.replace("test_vit", "test_vit, weights: ~nobody1/w"), "no home folder"),
+    ],
+)
+def test_value_that_breaks_what_reads_it_is_refused(file, text, message):
+    with pytest.raises(UserError, match=message) as refused:
+        load_experiment(file(text))
+    assert "small.yaml" in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_set_overrides_by_dotted_key_and_names_itself_in_errors(file):
     path = file(SMALL)
     experiment = load_experiment(path, ["pretrain.epochs=7", "methods.dino={}", "finetune.fractions=[0.5]"])
@@ -125,8 +156,9 @@ def test_resolved_experiment_gives_the_same_plan(file, tmp_path):
 def test_unknown_experiment_names_the_nearest_ready_one():
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
         load_experiment("quikstart")
-    with pytest.raises(UserError, match="no experiment file"):
-        load_experiment("nowhere/mine.yaml")
+    for name in ("nowhere/mine.yaml", f"{'x' * 300}.yaml", "a\0.yaml"):
+        with pytest.raises(UserError, match="no experiment file"):
+            load_experiment(name)
 
 
 def test_partly_given_resources_keep_the_rest_of_their_stage(file):

@@ -185,6 +185,15 @@ def test_wrong_csv_is_named(tmp_path, text, options, message):
     assert "\n" not in str(caught.value)
 
 
+def test_csv_with_a_nul_or_a_name_without_end_is_named(tmp_path):
+    table(tmp_path, "path,label\na\0.jpg,cat\n")
+    with pytest.raises(InputError, match=r"labels\.csv.*NUL"):
+        CsvSource(tmp_path).listing()
+    for source in (CsvSource(tmp_path, csv="x" * 300), FolderSource("x" * 300), FolderSource("a\0b")):
+        with pytest.raises(InputError, match="does not exist"):
+            source.listing()
+
+
 def test_csv_that_is_not_text_is_named(tmp_path):
     (tmp_path / "labels.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     with pytest.raises(InputError, match=r"labels.csv is not UTF-8"):

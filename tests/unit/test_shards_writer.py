@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import CsvSource, FolderSource, Index, InputError, ShardOptions, parallel, write
+from shards import CsvSource, FolderSource, Index, InputError, ShardOptions, parallel, verify, write
 from shards.writer import gather
 
 SPLITS = ("train", "val", "test")
@@ -254,6 +254,26 @@ def test_unreadable_images_are_listed_with_their_reason(tmp_path):
     assert len(index) == 40 and any("2 unreadable" in line for line in index.warnings)
     with pytest.raises(InputError, match=r"2 of 42 images are unreadable.*0.01.*a/empty.png: file is empty"):
         write(FolderSource(root), tmp_path / "strict", ShardOptions(max_rejected=0.01))
+
+
+def test_names_with_line_breaks_and_quotes_are_read_back(tmp_path):
+    odd = ["a\rb", "a\nb", 'a"b', "a,b", "a\r\nb", "'", "a\u2028b"]
+    for number in range(21):
+        put(tmp_path / "in" / f"{number}\r.png", noise(number))
+    with open(tmp_path / "in" / "labels.csv", "w", newline="") as file:
+        rows = csv.writer(file, quoting=csv.QUOTE_ALL)
+        rows.writerow(["path", "label", "group"])
+        rows.writerows([f"{number}\r.png", label, f"g{number}\r"] for number, label in enumerate(odd * 3))
+    index = write(CsvSource(tmp_path / "in", group_column="group"), tmp_path / "out")
+    assert set(index.samples["labels"]) == set(odd) and verify(tmp_path / "out") == []
+    assert set(index.samples["path"]) == {f"{number}\r.png" for number in range(21)}
+
+
+def test_unlabelled_folder_that_cannot_be_is_named(tmp_path):
+    classes(tmp_path / "in", 3)
+    for name in ("a\0b", "x" * 300):
+        with pytest.raises(InputError, match="does not exist"):
+            write(FolderSource(tmp_path / "in"), tmp_path / "out", ShardOptions(unlabelled=[name]))
 
 
 def test_csv_row_without_its_file_is_rejected(tmp_path):

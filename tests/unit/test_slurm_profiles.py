@@ -87,6 +87,33 @@ def test_key_that_stands_there_twice_is_named_with_its_line(tmp_path):
         load_profile(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a: &a {b: *a}", "nested too deep, or in itself"),
+        ("a: " + "[" * 2000, "nested too deep"),
+        (
+            "\n".join(
+                ["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}" for n in range(1, 40)]
+            ),
+            "aliases",
+        ),
+        ("? [a]\n: b", "cannot be a key"),
+        ("array_limit: 0x" + "f" * 5000, "digits"),
+        ("requeue: !!bool x", "no YAML"),
+        ("partition: 2024-99-99", "no YAML"),
+        ("memory_gb: .inf", "memory_gb"),
+        ('"a\\nb": 1', "unknown key"),
+    ],
+)
+def test_value_that_breaks_what_reads_it_is_refused(tmp_path, text, complaint):
+    path = profile_file(tmp_path, text)
+    with pytest.raises(SlurmError) as caught:
+        load_profile(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:") and "\n" not in message and complaint in message
+
+
 def test_missing_profile_is_named(tmp_path):
     with pytest.raises(SlurmError, match=r"nowhere\.yaml: No such file"):
         load_profile(tmp_path / "nowhere.yaml")
