@@ -229,6 +229,8 @@ def test_hostile_text_in_a_profile_is_refused_or_taken_literally(site, tmp_path,
         own = [text] if key == "python" else [*shlex.split(text), "python3"]
         before = plain.srun.index(sys.executable)
         assert not added and found.srun == [*plain.srun[:before], *own, *plain.srun[before + 1 :]]
+        # srun takes words with a dash for its own until it meets another, and a colon for a job step's end.
+        assert not own[0].startswith("-") and ":" not in own
     else:
         assert added == [("key" if key == "extra" else key, text)]
         assert found.srun == plain.srun
@@ -267,6 +269,13 @@ def test_beginning_of_a_reserved_option_is_reserved_too(site):
     assert (
         profile_of(site, {"extra": {"mem-per-cpu": "1G", "exclusive": True, "gpu-bind": "none"}}) is not None
     )
+
+
+def test_secret_in_a_profile_is_refused_since_scripts_would_hold_it(site):
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "WANDB_API_KEY"):
+        assert profile_of(site, {"environment": {name: "x"}}) is None
+    for name in ("HF_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "HF_HOME"):
+        assert profile_of(site, {"environment": {name: "x"}}) is not None
 
 
 def test_number_that_is_none_is_refused(site):
