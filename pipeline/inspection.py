@@ -10,7 +10,7 @@ from pipeline import view
 from pipeline.errors import UserError
 from pipeline.lock import lock, lock_holder
 from pipeline.manifest import Manifest, damaged_files
-from pipeline.states import ALIVE, TaskState, task_states, to_json
+from pipeline.states import ALIVE, TaskState, done_tasks, task_states, to_json
 
 
 def status(folder: Path, *, as_json: bool = False) -> int:
@@ -27,13 +27,12 @@ def status(folder: Path, *, as_json: bool = False) -> int:
 def current_states(manifest: Manifest, folder: Path) -> list[TaskState]:
     """Every task's state now, with one question to the cluster at most."""
     jobs = {}
-    undone = {
-        manifest.jobs[t.id] for t in manifest.tasks if t.id in manifest.jobs and not manifest.receipt(t)
-    }
+    done = done_tasks(manifest)
+    undone = {job for task, job in manifest.jobs.items() if task not in done}
     if manifest.cluster == "slurm" and undone:
         jobs = slurm.job_states(sorted(undone))
     alive = manifest.cluster == "local" and lock_holder(folder / "manifest.lock") is not None
-    return task_states(manifest, jobs, launcher_alive=alive)
+    return task_states(manifest, done, jobs, launcher_alive=alive)
 
 
 def cancel(folder: Path) -> int:

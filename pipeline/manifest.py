@@ -10,15 +10,21 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_atomically
+from pipeline.specs import STAGES
 
+Made = TypeVar("Made")
 FORMAT = 1  # of the manifest, the receipts and the store's layout
 BOOKKEEPING = {"receipt.json", "error.json", "progress.json"}  # never part of a receipt's files
 
@@ -64,6 +70,7 @@ class Receipt:
         device_seconds: training time times ranks, on ``device`` (``cpu`` or ``cuda``).
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     key: str
     task: str
     stage: str
@@ -92,29 +99,28 @@ class Receipt:
             UserError: the folder was written by another format version.
         """
         try:
-            said = json.loads((folder / "receipt.json").read_text())
-        except (OSError, ValueError):
+            with open(f"{folder}/receipt.json", "rb", buffering=0) as file:
+                content = file.read()
+        except OSError:
             return None
-        if not isinstance(said, dict):
+        receipt = _read_strictly(_RECEIPTS, content)
+        if receipt is None or receipt.format != FORMAT:
+            said = _object_in(content)
+            if said is not None and said.get("format") != FORMAT:
+                raise UserError(
+                    f"{folder} was written by format version {said.get('format')}, this program writes"
+                    f" {FORMAT}; use another --store"
+                )
             return None
-        if said.get("format") != FORMAT:
-            raise UserError(
-                f"{folder} was written by format version {said.get('format')}, this program writes {FORMAT};"
-                " use another --store"
-            )
-        known = cls.__dataclass_fields__.keys()
-        if said.get("key") != key or set(said) - set(known):
-            return None
-        try:
-            return cls(**said)
-        except TypeError:
-            return None
+        sound = receipt.key == key and all(_sound_entry(*entry) for entry in receipt.files.items())
+        return receipt if sound else None
 
 
 @dataclass(frozen=True)
 class Manifest:
     """An experiment's tasks in an order in which every task comes after those it needs."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     experiment: dict[str, Any]
     store: str
     tasks: tuple[Task, ...]
@@ -141,10 +147,25 @@ class Manifest:
         return Receipt.read(self.folder(task), task.key)
 
     def with_jobs(self, jobs: dict[str, str]) -> Manifest:
-        return replace(self, jobs={**self.jobs, **jobs})
+        changed = replace(self, jobs={**self.jobs, **jobs})
+        # Tasks are written anew for every array that is submitted, but made into text only once.
+        changed.__dict__["_tasks_as_json"] = self._tasks_as_json
+        return changed
 
     def write(self, path: Path) -> None:
-        write_json(path, asdict(self))
+        """Write it with one line a task."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tasks"}
+        lines = [f' "{name}": {_as_json(value)},\n' for name, value in sorted(fields.items())]
+        text = "".join(["{\n", *lines, ' "tasks": [\n', self._tasks_as_json, "\n ]\n}\n"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode(), mode=0o640)
+
+    @cached_property
+    def _tasks_as_json(self) -> str:
+        names = Task.__dataclass_fields__
+        return ",\n".join(
+            f"  {_as_json({name: getattr(task, name) for name in names})}" for task in self.tasks
+        )
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -154,21 +175,49 @@ class Manifest:
             UserError: missing, damaged, or of another format version.
         """
         try:
-            said = json.loads(path.read_text())
+            content = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the manifest {path}: {error.strerror}") from None
-        except ValueError:
-            raise UserError(f"the manifest {path} is damaged: not valid JSON") from None
+        manifest = _read_strictly(_MANIFESTS, content)
+        if manifest is None or manifest.format != FORMAT:
+            raise cls._damage(path, content)
+        if not isinstance(manifest.experiment.get("name"), str):
+            raise UserError(f"the manifest {path} is damaged: the experiment has no name")
+        if problem := _problem(manifest.tasks):
+            raise UserError(f"the manifest {path} is damaged: {problem}")
+        return manifest
+
+    @classmethod
+    def _damage(cls, path: Path, content: bytes) -> UserError:
+        """What is wrong with a file that is no manifest."""
+        try:
+            said = json.loads(content)
+        except (ValueError, RecursionError):
+            return UserError(f"the manifest {path} is damaged: not valid JSON")
         if not isinstance(said, dict) or said.get("format") != FORMAT:
             version = said.get("format") if isinstance(said, dict) else None
-            raise UserError(
+            return UserError(
                 f"the manifest {path} is of format {version}, expected {FORMAT}; use another --runs"
             )
+        if unknown := sorted(set(said) - set(cls.__dataclass_fields__)):
+            return UserError(f"the manifest {path} is damaged: unknown key {unknown[0]!r}")
         try:
-            tasks = tuple(Task(**{**task, "needs": tuple(task["needs"])}) for task in said.pop("tasks"))
-            return cls(tasks=tasks, **said)
-        except (KeyError, TypeError):
-            raise UserError(f"the manifest {path} is damaged: keys missing or unknown") from None
+            _MANIFESTS.validate_json(json.dumps(said, allow_nan=False), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            return UserError(f"the manifest {path} is damaged: {where}: {first['msg']}")
+        except ValueError:
+            return UserError(f"the manifest {path} is damaged: a number is not finite")
+        return UserError(f"the manifest {path} is damaged")
+
+
+_RECEIPTS = TypeAdapter(Receipt)
+_MANIFESTS = TypeAdapter(Manifest)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False, default=str)
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
@@ -180,11 +229,65 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 def read_error(folder: Path) -> dict[str, Any] | None:
     """What a failed task left in ``error.json``, or None."""
+    return _read_object(folder / "error.json")
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file, or anything else in it."""
     try:
-        said = json.loads((folder / "error.json").read_text())
-    except (OSError, ValueError):
+        with open(path, "rb", buffering=0) as file:
+            return _object_in(file.read())
+    except OSError:
+        return None
+
+
+def _object_in(content: bytes) -> dict[str, Any] | None:
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
+
+
+def _read_strictly(adapter: TypeAdapter[Made], content: bytes) -> Made | None:
+    """What JSON says, in one pass, if every key is known, every value of its type and every number finite."""
+    if b"NaN" in content or b"Infinity" in content:  # perhaps in a text: then the slow way tells
+        said = _object_in(content)
+        try:
+            content = json.dumps(said, allow_nan=False).encode()
+        except ValueError:
+            return None
+    try:
+        return adapter.validate_json(content, strict=True)
+    except ValidationError:
+        return None
+
+
+def _sound_entry(name: str, said: dict[str, Any]) -> bool:
+    """Whether a receipt's entry is of a file below its folder."""
+    below = not name.startswith("/") and ".." not in name.split("/")
+    return below and isinstance(said.get("sha256"), str) and isinstance(said.get("bytes"), int)
+
+
+def _problem(tasks: tuple[Task, ...]) -> str | None:
+    """What is wrong with a manifest's tasks, whose names become folders: none may lead out of the store."""
+    known: set[str] = set()
+    for task in tasks:
+        stage, _, name = task.id.partition("/")
+        if (
+            stage not in STAGES
+            or stage != task.stage
+            or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)
+        ):
+            return f"{task.id!r} is no id of a {task.stage!r} task"
+        if not re.fullmatch(r"[0-9a-f]{64}", task.key):
+            return f"the key of {task.id} is no SHA-256"
+        if task.id in known:
+            return f"{task.id} is there twice"
+        if missing := set(task.needs) - known:
+            return f"{task.id} needs {min(missing)!r}, which does not stand before it"
+        known.add(task.id)
+    return None
 
 
 def now() -> str:
@@ -226,10 +329,34 @@ def damaged_files(folder: Path, receipt: Receipt, names: Collection[str] | None 
         if names is not None and name not in names:
             continue
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             problems.append(f"{path}: missing")
         elif path.stat().st_size != said["bytes"]:
             problems.append(f"{path}: {path.stat().st_size} bytes, expected {said['bytes']}")
         elif sha256_file(path) != said["sha256"]:
             problems.append(f"{path}: its SHA-256 differs from the receipt's")
     return problems
+
+
+class Damaged(Exception):
+    """A file of a finished task is missing or not what its receipt says; the text is one line."""
+
+
+def read_sound(folder: Path, receipt: Receipt, name: str) -> bytes:
+    """A small file of a finished task, checked on the bytes that are returned.
+
+    Raises:
+        Damaged: as :func:`damaged_files` would say it.
+    """
+    path = f"{folder}/{name}"
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise Damaged(f"{path}: missing") from None
+    said = receipt.files.get(name)
+    if said is not None and len(content) != said["bytes"]:
+        raise Damaged(f"{path}: {len(content)} bytes, expected {said['bytes']}")
+    if said is not None and hashlib.sha256(content).hexdigest() != said["sha256"]:
+        raise Damaged(f"{path}: its SHA-256 differs from the receipt's")
+    return content

@@ -65,19 +65,47 @@ def print_cluster(name: str, profile: Profile | None, asked: str) -> None:
 
 def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
     """Every task: what it needs and runs on, whether it is done, and whether this command would run it."""
-    from rich.table import Table
-
-    table = Table("task", "needs", "resources", "state", box=None, header_style="bold")
+    rows = []
+    resources: dict[str, str] = {}
     for task in manifest.tasks:
         done = task.id not in pending and manifest.receipt(task) is not None
         state = "[green]done[/]" if done else "to run" if task.id in pending else "[dim]not chosen[/]"
-        table.add_row(task.id, _few(task.needs), _resources(task), state)
-    console().print(table)
+        asked = str(task.resources)
+        if asked not in resources:
+            resources[asked] = _resources(task)
+        rows.append((task.id, _few(task.needs), resources[asked], state))
+    _print_table(("task", "needs", "resources", "state"), rows)
     by_stage = ", ".join(f"{sum(task.stage == stage for task in manifest.tasks)} {stage}" for stage in STAGES)
     console().print(
         f"\n{len(manifest.tasks)} tasks ({by_stage}); {len(pending)} to run in {jobs} jobs"
         f"\nstore: {manifest.store}"
     )
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table without lines. Rich, slow with ten thousand rows, lays it out only where some must fold.
+
+    Args:
+        rows: cells; only those of the last column may have markup.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    plain = [[*row[:-1], Text.from_markup(row[-1]).plain] for row in (header, *rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*plain)]
+    if sum(widths) + 2 * len(widths) > out.width:
+        table = Table(*header, box=None, header_style="bold")
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        return
+    lines = []
+    for number, (row, text) in enumerate(zip((header, *rows), plain)):
+        padded = "".join(f" {cell:{width}} " for cell, width in zip(row[:-1], widths))
+        line = f"{padded} {row[-1]}{' ' * (1 + widths[-1] - len(text[-1]))}"
+        lines.append(line if number else f"[bold]{line}[/]")
+    out.print("\n".join(lines))
 
 
 def print_nothing_to_do(folder: Path) -> None:
