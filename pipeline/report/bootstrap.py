@@ -1,60 +1,151 @@
-"""Every finished task's metrics under the same resamples of its test split. Imports no torch."""
+"""Intervals from resamples of each test split, the same for every task of a data set. Imports no torch.
+
+Predictions are read once, and checked as they are read; their values on the resamples are kept only until
+their row of the tables is done. So memory grows with the size of a test split, not with the number of tasks.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from pipeline.evaluate.protocols import METRICS, MULTILABEL_METRICS
-from pipeline.report.load import Collected
-from pipeline.report.statistics import resample_weights
-from pipeline.report.weighted import weighted_metrics
+from pipeline.manifest import Damaged
+from pipeline.report.load import PLACE, Collected, cells, pairs
+from pipeline.report.predictions import Prediction, read_prediction
+from pipeline.report.statistics import intervals, resample_weights
+from pipeline.report.weighted import Resamples
+from pipeline.specs import ReportSettings
 
 SEED = 0  # of the resamples: the tables of one experiment never differ between two runs
-CELLS = 20_000_000  # weights in memory at a time: draws are dealt out in parts on large test splits
+WEIGHTS = 20_000_000  # made at a time: draws are dealt out in parts on large test splits
+VALUES = 2_000_000  # tasks × classes × draws (or samples) that are computed at a time
 
-Draws = dict[str, dict[str, np.ndarray]]  # task key → metric → (B,) values
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """The ends of every interval, NaN where there is none.
 
-def bootstrap(collected: Collected, *, draws: int) -> Draws:
-    """Resample the test split of each data set, the same way for every task, so that differences are paired.
-
-    Args:
-        draws: number of resamples.
-
-    Returns:
-        Task key → metric → float64 (draws,).
+    Attributes:
+        metrics: metric → (cells, 2), a row for each of :func:`pipeline.report.load.cells`.
+        gains: (cells, 2), of the report's metric over the baseline's.
+        damaged: task key → what is wrong with its predictions, which are in no interval.
     """
-    found: Draws = {}
-    done = collected.results[collected.results["status"] == "done"]
-    for dataset, rows in done.groupby("dataset", sort=False):
-        found |= _of_dataset(collected, rows, collected.groups.get(str(dataset)), draws)
-    return found
+
+    metrics: dict[str, np.ndarray]
+    gains: np.ndarray
+    damaged: dict[str, str]
 
 
-def _of_dataset(collected: Collected, rows: pd.DataFrame, groups: np.ndarray | None, draws: int) -> Draws:
-    keys = list(rows["task_key"])
-    samples = read_predictions(collected.folders[keys[0]])[2]
-    named = None if groups is None else list(groups[samples])
-    parts: dict[str, list[dict[str, np.ndarray]]] = {key: [] for key in keys}
-    at_once = max(1, CELLS // len(samples))
-    for number, start in enumerate(range(0, draws, at_once)):
-        size = min(at_once, draws - start)
-        weights = resample_weights(named, count=len(samples), draws=size, seed=SEED + number)
-        for key in keys:
-            probabilities, targets, own = read_predictions(collected.folders[key])
-            assert np.array_equal(own, samples)  # one data set, one test split
-            names = MULTILABEL_METRICS if targets.ndim == 2 else METRICS
-            parts[key].append(weighted_metrics(names, probabilities, targets, weights))
-    return {
-        key: {name: np.concatenate([part[name] for part in some]) for name in some[0]}
-        for key, some in parts.items()
-    }
+def bootstrap(collected: Collected, settings: ReportSettings) -> Bootstrap:
+    """Resample each data set's test split, the same way for every task, so that differences are paired."""
+    run = _Run(collected, settings)
+    datasets = collected.results["dataset"].to_numpy()
+    for dataset in dict.fromkeys(datasets):
+        split = _Split(collected.groups.get(dataset), settings.bootstrap)
+        for place in run.places(datasets == dataset):
+            run.fill(place, split)
+    return run.found
 
 
-def read_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities (N, K), targets and rows of samples.csv of one fine-tune task."""
-    with np.load(folder / "predictions.npz") as stored:
-        return stored["probabilities"], stored["targets"], stored["rows"]
+class _Run:
+    def __init__(self, collected: Collected, settings: ReportSettings) -> None:
+        results = collected.results
+        self._settings = settings
+        self._cells = cells(results)
+        self._entries = [collected.finished.get(key) for key in results["task_key"]]
+        self._places = results.groupby(PLACE, sort=False).ngroup().to_numpy()
+        self._is_base = (results["method"] == settings.baseline).to_numpy()
+        self._base_of = dict(pairs(results, settings).tolist())
+        self.found = Bootstrap(
+            {name: np.full((len(self._cells), 2), np.nan) for name in collected.metrics},
+            np.full((len(self._cells), 2), np.nan),
+            {},
+        )
+
+    def places(self, chosen: np.ndarray) -> list[list[int]]:
+        """The cells among the chosen rows that are compared with each other, that of the baseline first."""
+        places: dict[int, list[int]] = {}
+        for cell, rows in enumerate(self._cells):
+            if chosen[rows[0]]:
+                places.setdefault(self._places[rows[0]], []).append(cell)
+        first = {cell: not self._is_base[self._cells[cell][0]] for place in places.values() for cell in place}
+        return [sorted(place, key=first.__getitem__) for place in places.values()]
+
+    def fill(self, place: list[int], split: _Split) -> None:
+        """Compute the intervals of a place's cells, some cells at a time."""
+        metric = self._settings.metric
+        of_base: dict[int, np.ndarray] = {}  # row → (B,) that metric of the baseline
+        while place:
+            sizes = np.cumsum([len(self._cells[cell]) for cell in place])
+            number = max(1, int((sizes <= split.tasks_at_once).sum()))
+            some, place = place[:number], place[number:]
+            rows = np.concatenate([self._cells[cell] for cell in some]).tolist()
+            read, predictions = self._read(rows)
+            drawn = split.metrics(predictions)
+            at = {row: position for position, row in enumerate(read)}
+            averages, ends = [], []
+            for cell in some:
+                mine = [row for row in self._cells[cell].tolist() if row in at]
+                for name in drawn.keys() & self.found.metrics.keys() if mine else ():
+                    averages.append(drawn[name][[at[row] for row in mine]].mean(axis=0))
+                    ends.append(self.found.metrics[name][cell])
+                if self._is_base[self._cells[cell][0]] and metric in drawn:
+                    of_base |= {row: drawn[metric][at[row]] for row in mine}
+                paired = [row for row in mine if self._base_of.get(row) in of_base]
+                if paired:
+                    base = np.mean([of_base[self._base_of[row]] for row in paired], axis=0)
+                    averages.append(drawn[metric][[at[row] for row in paired]].mean(axis=0) - base)
+                    ends.append(self.found.gains[cell])
+            for end, found in zip(ends, intervals(averages, self._settings.confidence)):
+                end[:] = found
+
+    def _read(self, rows: Sequence[int]) -> tuple[list[int], list[Prediction]]:
+        """Of the rows those with sound predictions, and these; the others' damage is noted."""
+        read, predictions = [], []
+        for row in rows:
+            entry = self._entries[row]
+            if entry is None:
+                continue
+            try:
+                predictions.append(read_prediction(entry))
+                read.append(row)
+            except Damaged as error:
+                self.found.damaged[entry.task.key] = str(error)
+        return read, predictions
+
+
+class _Split:
+    """A data set's test split under every resample; made of the first predictions that are read."""
+
+    def __init__(self, groups: np.ndarray | None, draws: int) -> None:
+        self._groups, self._draws = groups, draws
+        self._samples = self._targets = np.empty(0)
+        self._parts: list[Resamples] = []
+        self.tasks_at_once = 1
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
+        """Metric → float64 (T, B) of T predictions; nothing of none."""
+        if not predictions:
+            return {}
+        if not self._parts:
+            self._resample(*predictions[0])
+        for _, targets, samples in predictions:  # one data set, one test split
+            assert np.array_equal(samples, self._samples) and np.array_equal(targets, self._targets)
+        names = MULTILABEL_METRICS if self._targets.ndim == 2 else METRICS
+        probabilities = np.stack([probabilities for probabilities, _, _ in predictions])
+        parts = [part.metrics(names, probabilities) for part in self._parts]
+        return {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
+
+    def _resample(self, probabilities: np.ndarray, targets: np.ndarray, samples: np.ndarray) -> None:
+        self._samples, self._targets = samples, targets
+        named = None if self._groups is None else list(self._groups[samples])
+        count, classes = probabilities.shape
+        at_once = max(1, WEIGHTS // count)
+        for number, start in enumerate(range(0, self._draws, at_once)):
+            size = min(at_once, self._draws - start)
+            weights = resample_weights(named, count=count, draws=size, seed=SEED + number)
+            self._parts.append(Resamples(targets, weights, classes=classes))
+        self.tasks_at_once = max(1, VALUES // (classes * max(self._draws, count)))

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluate.protocols import METRICS, MULTILABEL_METRICS
-from pipeline.specs import FinetuneSpec, PretrainSpec, ShardSpec
+from pipeline.specs import FinetuneSpec, PretrainSpec, ReportSettings, ShardSpec
 from pipeline.stages.work import Entry
 from shards import Index
 
 IDENTITY = ["dataset", "method", "backbone", "arch", "protocol", "fraction"]  # a row of summary.csv
+PLACE = [name for name in IDENTITY if name != "method"]  # where methods are compared
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Collected:
 
     Attributes:
         results: one row a fine-tune task, finished or not, in a fixed order.
-        folders: task key → folder of its predictions, of finished fine-tune tasks.
+        finished: task key → the finished fine-tune task.
         groups: data set → the group of every sample, in the order of samples.csv; None where it has no
             groups.
         costs: one row a finished pretrain or fine-tune task: stage, dataset, method, images_seen, seconds,
@@ -63,7 +64,7 @@ class Collected:
     """
 
     results: pd.DataFrame
-    folders: dict[str, Path]
+    finished: dict[str, Entry]
     groups: dict[str, np.ndarray | None]
     costs: pd.DataFrame
     planned: Counter[tuple[str, str, str]]
@@ -95,20 +96,20 @@ def collect(entries: Sequence[Entry]) -> Collected:
             if entry.receipt is not None:
                 pretrainings.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
                 costs.append(_cost_row(entry, spec.dataset, spec.label))
-    rows, folders = [], {}
+    rows, finished = [], {}
     for entry in entries:
         if entry.task.stage == "finetune":
             spec_ = FinetuneSpec.model_validate(entry.task.spec)
             rows.append(_result_row(entry, spec_, by_id))
             planned["finetune", spec_.dataset, spec_.label] += 1
             if entry.receipt is not None:
-                folders[entry.task.key] = entry.folder
+                finished[entry.task.key] = entry
                 costs.append(_cost_row(entry, spec_.dataset, spec_.label))
     metrics = MULTILABEL_METRICS if any("map" in row for row in rows) else METRICS
     order = list(dict.fromkeys(methods))
     return Collected(
         results=_ordered(rows, metrics, order),
-        folders=folders,
+        finished=finished,
         groups=groups,
         costs=pd.DataFrame(costs, columns=list(_COST_COLUMNS)),
         planned=planned,
@@ -117,6 +118,28 @@ def collect(entries: Sequence[Entry]) -> Collected:
         methods=order,
         metrics=metrics,
     )
+
+
+def cells(results: pd.DataFrame) -> list[np.ndarray]:
+    """The rows of ``results`` that make one row of summary.csv each: their positions, in order."""
+    number = results.groupby(IDENTITY, sort=False).ngroup().to_numpy()
+    order = np.argsort(number, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(order) else []
+
+
+def pairs(results: pd.DataFrame, settings: ReportSettings) -> np.ndarray:
+    """Rows of ``results`` whose difference is a gain: those of a method beside those of the baseline.
+
+    They share everything but the method, and have the report's metric both.
+
+    Returns:
+        int (P, 2): positions of the method's rows, in order, and of the baseline's.
+    """
+    keys = [*PLACE, "seed"]
+    rows = results[keys].assign(at=np.arange(len(results)))
+    is_base, exists = results["method"] == settings.baseline, results[settings.metric].notna()
+    both = rows[~is_base & exists].merge(rows[is_base & exists], on=keys, suffixes=("", "_base"))
+    return both[["at", "at_base"]].to_numpy()
 
 
 def sample_groups(folder: Path) -> np.ndarray | None:

@@ -40,13 +40,31 @@ def resample_weights(groups: Sequence[str] | None, *, count: int, draws: int, se
     return drawn[:, member].astype(np.float32)
 
 
+def intervals(values: Sequence[np.ndarray], confidence: float) -> np.ndarray:
+    """:func:`interval` of each of R arrays of one length: (R, 2), to the same bits and much faster."""
+    found = np.empty((len(values), 2))
+    if not len(values):
+        return found
+    rows = np.stack(values)
+    whole = ~np.isnan(rows).any(axis=1)
+    if whole.any():
+        found[whole] = np.quantile(rows[whole], _ends(confidence), axis=1).T
+    for row in np.flatnonzero(~whole):
+        found[row] = interval(rows[row], confidence)
+    return found
+
+
 def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     """The central percentile interval of bootstrap values; NaN where no resample has a value."""
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values, _ends(confidence))
     return float(low), float(high)
+
+
+def _ends(confidence: float) -> list[float]:
+    return [(1 - confidence) / 2, (1 + confidence) / 2]
 
 
 def paired_t(differences: ArrayLike) -> tuple[float, str]:
@@ -55,15 +73,29 @@ def paired_t(differences: ArrayLike) -> tuple[float, str]:
     Returns:
         The p-value, NaN where there is none, and a note that is empty only when there is nothing to warn of.
     """
-    values = np.asarray(differences, np.float64)
-    if len(values) < 2:
-        return float("nan"), "one seed: no p-value"
-    few = f"{len(values)} seeds: the test has little power" if len(values) < FEW_SEEDS else ""
-    if np.ptp(values) <= 1e-12 * np.abs(values).max():
-        if not values.any():
-            return 1.0, few
-        return float("nan"), "equal gain on every seed: no p-value"
-    return float(stats.ttest_1samp(values, 0.0).pvalue), few
+    return paired_ts([np.asarray(differences, np.float64)])[0]
+
+
+def paired_ts(differences: Sequence[np.ndarray]) -> list[tuple[float, str]]:
+    """:func:`paired_t` of each of several arrays, those of one length in one call."""
+    found = []
+    to_test: dict[int, list[int]] = {}
+    for position, values in enumerate(differences):
+        few = f"{len(values)} seeds: the test has little power" if len(values) < FEW_SEEDS else ""
+        if len(values) < 2:
+            found.append((float("nan"), "one seed: no p-value"))
+        elif np.ptp(values) > 1e-12 * np.abs(values).max():
+            found.append((float("nan"), few))
+            to_test.setdefault(len(values), []).append(position)
+        elif not values.any():
+            found.append((1.0, few))
+        else:
+            found.append((float("nan"), "equal gain on every seed: no p-value"))
+    for positions in to_test.values():
+        tested = stats.ttest_1samp(np.stack([differences[at] for at in positions]), 0.0, axis=1)
+        for at, p_value in zip(positions, tested.pvalue.tolist()):
+            found[at] = (p_value, found[at][1])
+    return found
 
 
 def mean_std(values: ArrayLike) -> tuple[float, float]:

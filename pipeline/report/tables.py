@@ -2,97 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.report.bootstrap import Draws
-from pipeline.report.load import IDENTITY, Collected
-from pipeline.report.statistics import interval, mean_std, paired_t
+from pipeline.report.bootstrap import Bootstrap
+from pipeline.report.load import IDENTITY, Collected, cells, pairs
+from pipeline.report.statistics import mean_std, paired_ts
 from pipeline.specs import ReportSettings
 
 NAN = float("nan")
 
 
-def summary_table(collected: Collected, draws: Draws, settings: ReportSettings) -> pd.DataFrame:
+def summary_table(collected: Collected, found: Bootstrap) -> pd.DataFrame:
     """One row a data set × method × backbone × protocol × fraction, over its seeds, finished or not."""
-    rows = []
-    for identity, seeds in collected.results.groupby(IDENTITY, sort=False):
-        done = seeds[seeds["status"] == "done"]
-        row: dict[str, Any] = dict(zip(IDENTITY, identity))
+    results = collected.results
+    done, failed = ((results["status"] == state).to_numpy() for state in ("done", "failed"))
+    num_labels = results["num_labels"].to_numpy("float64", na_value=NAN)
+    collapsed = results["collapsed"].fillna(False).to_numpy(bool)
+    values = {metric: results[metric].to_numpy() for metric in collected.metrics}
+    of_cells = cells(results)
+    rows = _identities(results, of_cells)
+    for number, (row, cell) in enumerate(zip(rows, of_cells)):
+        ended = cell[done[cell]]
         row |= {
-            "num_labels": done["num_labels"].mean() if len(done) else None,
-            "n": len(done),
-            "planned": len(seeds),
-            "failed": int((seeds["status"] == "failed").sum()),
-            "collapsed": int(done["collapsed"].fillna(False).sum()),
+            "num_labels": num_labels[ended].mean() if len(ended) else None,
+            "n": len(ended),
+            "planned": len(cell),
+            "failed": int(failed[cell].sum()),
+            "collapsed": int(collapsed[ended].sum()),
         }
         for metric in collected.metrics:
-            values = done[metric].dropna()
-            mean, std = mean_std(values) if len(values) else (NAN, NAN)
-            low, high = interval(_seed_average(draws, done["task_key"], metric), settings.confidence)
+            existing = values[metric][ended]
+            existing = existing[~np.isnan(existing)]
+            mean, std = mean_std(existing) if len(existing) else (NAN, NAN)
+            low, high = found.metrics[metric][number]
             row |= {metric: mean, f"{metric}_std": std, f"{metric}_low": low, f"{metric}_high": high}
-        rows.append(row)
     fixed = [*IDENTITY, "num_labels", "n", "planned", "failed", "collapsed"]
     metrics = [f"{metric}{part}" for metric in collected.metrics for part in ("", "_std", "_low", "_high")]
     return pd.DataFrame(rows, columns=[*fixed, *metrics])
 
 
-def _seed_average(draws: Draws, keys: pd.Series, metric: str) -> np.ndarray:
-    """(B,) the metric on each resample, averaged over the tasks; empty where none has it."""
-    values = [draws[key][metric] for key in keys if metric in draws.get(key, {})]
-    return np.mean(values, axis=0) if values else np.empty(0)
+def _identities(results: pd.DataFrame, of_cells: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """What identifies each cell, by column."""
+    firsts = results[IDENTITY].iloc[[cell[0] for cell in of_cells]]
+    return [dict(zip(IDENTITY, values)) for values in firsts.itertuples(index=False, name=None)]
 
 
-def gains_table(collected: Collected, draws: Draws, settings: ReportSettings) -> pd.DataFrame:
+def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings) -> pd.DataFrame:
     """Each method against the baseline on one metric, paired by seed and by resample."""
     columns = [*IDENTITY, "baseline", "metric", "n", "method_mean", "baseline_mean"]
     columns += ["gain", "gain_std", "gain_low", "gain_high", "p_value", "note"]
-    metric = settings.metric
-    place = [name for name in IDENTITY if name != "method"]
     results = collected.results
-    base = results[results["method"] == settings.baseline]
+    values = results[settings.metric].to_numpy()
+    base_of = dict(pairs(results, settings).tolist())
+    of_cells = cells(results)
     rows = []
-    for identity, seeds in results[results["method"] != settings.baseline].groupby(IDENTITY, sort=False):
-        row: dict[str, Any] = dict(zip(IDENTITY, identity)) | {
-            "baseline": settings.baseline,
-            "metric": metric,
-        }
-        pairs = seeds.merge(base, on=[*place, "seed"], suffixes=("", "_base"))
-        pairs = pairs.dropna(subset=[metric, f"{metric}_base"])
-        row |= {"n": len(pairs)}
-        if len(pairs):
-            gains = pairs[metric] - pairs[f"{metric}_base"]
-            gain, std = mean_std(gains)
-            drawn = _seed_average(draws, pairs["task_key"], metric)
-            low, high = interval(
-                drawn - _seed_average(draws, pairs["task_key_base"], metric), settings.confidence
-            )
-            p_value, note = paired_t(gains)
-            row |= {
-                "method_mean": pairs[metric].mean(),
-                "baseline_mean": pairs[f"{metric}_base"].mean(),
-                "gain": gain,
-                "gain_std": std,
-                "gain_low": low,
-                "gain_high": high,
-                "p_value": p_value,
-                "note": note,
-            }
+    differences = []
+    for number, (row, cell) in enumerate(zip(_identities(results, of_cells), of_cells)):
+        if row["method"] == settings.baseline:
+            continue
+        mine = [position for position in cell.tolist() if position in base_of]
+        base = [base_of[position] for position in mine]
+        row |= {"baseline": settings.baseline, "metric": settings.metric, "n": len(mine)}
+        if mine:
+            differences.append(values[mine] - values[base])
+            row["gain"], row["gain_std"] = mean_std(differences[-1])
+            row["method_mean"], row["baseline_mean"] = values[mine].mean(), values[base].mean()
+            row["gain_low"], row["gain_high"] = found.gains[number]
         else:
             row["note"] = "no seed on which both the method and the baseline are done"
         rows.append(row)
+    tested = iter(paired_ts(differences))
+    for row in rows:
+        if row["n"]:
+            row["p_value"], row["note"] = next(tested)
     return pd.DataFrame(rows, columns=columns)
 
 
 def cost_table(collected: Collected, settings: ReportSettings) -> pd.DataFrame:
     """What each method cost on each data set: all its pretrainings, and its fine-tuning beside them."""
     rows = []
+    places = collected.costs.groupby(["dataset", "method"], sort=False).indices
     for dataset in dict.fromkeys(collected.results["dataset"]):
         for method in collected.methods:
-            mine = collected.costs.query("dataset == @dataset and method == @method")
+            mine = collected.costs.iloc[places.get((dataset, method), [])]
             pretrain, finetune = (mine[mine["stage"] == stage] for stage in ("pretrain", "finetune"))
             training = (pretrain["device_seconds"] / pretrain["world_size"]).sum()
             images = int(pretrain["images_seen"].sum())

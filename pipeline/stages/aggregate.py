@@ -3,6 +3,8 @@ torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +12,8 @@ import pandas as pd
 from pipeline.evaluate.protocols import check_metric
 from pipeline.report import bootstrap, markdown, plots, tables
 from pipeline.report.load import Collected, collect
-from pipeline.specs import AggregateSpec
-from pipeline.stages.work import Outcome, Work
+from pipeline.specs import AggregateSpec, ReportSettings
+from pipeline.stages.work import Entry, Outcome, Work
 
 
 def run(work: Work) -> Outcome:
@@ -22,13 +24,14 @@ def run(work: Work) -> Outcome:
     """
     spec = AggregateSpec.model_validate(work.task.spec)
     settings, folder = spec.report, work.folder
-    collected = collect(work.everything)
-    check_metric(settings.metric, multilabel="map" in collected.metrics, key="report.metric")
+    collected = _collect(work.everything, settings)
     work.progress(1, 4, "bootstrap")
-    draws = bootstrap.bootstrap(collected, draws=settings.bootstrap)
+    found = bootstrap.bootstrap(collected, settings)
+    if found.damaged:
+        collected = _collect([_failed(entry, found.damaged) for entry in work.everything], settings)
     work.progress(2, 4, "tables")
-    summary = tables.summary_table(collected, draws, settings)
-    gains = tables.gains_table(collected, draws, settings)
+    summary = tables.summary_table(collected, found)
+    gains = tables.gains_table(collected, found, settings)
     cost = tables.cost_table(collected, settings)
     for name, table in (
         ("results", collected.results),
@@ -43,6 +46,19 @@ def run(work: Work) -> Outcome:
     (folder / "report.md").write_text(report)
     work.progress(4, 4, "done")
     return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished]})
+
+
+def _collect(entries: Sequence[Entry], settings: ReportSettings) -> Collected:
+    collected = collect(entries)
+    check_metric(settings.metric, multilabel="map" in collected.metrics, key="report.metric")
+    return collected
+
+
+def _failed(entry: Entry, damaged: Mapping[str, str]) -> Entry:
+    """The entry, or, where its predictions are damaged, that of a failed task."""
+    if entry.task.key not in damaged:
+        return entry
+    return replace(entry, receipt=None, error={"kind": "Damaged", "message": damaged[entry.task.key]})
 
 
 def _plots(collected: Collected, summary: pd.DataFrame, folder: Path, metric: str) -> dict[str, list[Path]]:

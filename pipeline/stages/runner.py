@@ -47,7 +47,6 @@ from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
 INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same command goes on
 RANK_LOST = 76  # exit code: another rank was not heard from any more
 POLL_S = 0.5
-READ_BY_AGGREGATE = ("predictions.npz", "log.jsonl")
 
 
 def user_errors() -> tuple[type[Exception], ...]:
@@ -194,14 +193,15 @@ def _require_sound(task: Task, folder: Path, receipt: Receipt, experiment: str) 
 
 
 def _everything(manifest: Manifest, task: Task) -> list[Entry]:
-    """Every other task; one whose predictions or log are damaged counts as failed."""
+    """Every other task; one whose log is damaged counts as failed. Predictions are checked when read."""
     entries = []
     for other in manifest.tasks:
         if other.id == task.id:
             continue
         folder = manifest.folder(other)
-        receipt, error = manifest.receipt(other), read_error(folder)
-        problems = damaged_files(folder, receipt, READ_BY_AGGREGATE) if receipt is not None else []
+        receipt = manifest.receipt(other)
+        error = read_error(folder) if receipt is None else None
+        problems = damaged_files(folder, receipt, ["log.jsonl"]) if receipt is not None else []
         if problems:
             receipt, error = None, {"kind": "Damaged", "message": problems[0]}
         entries.append(Entry(other, folder, receipt, error))
