@@ -265,7 +265,7 @@ def _read_strictly(adapter: TypeAdapter[Made], content: bytes) -> Made | None:
 
 def _sound_entry(name: str, said: dict[str, Any]) -> bool:
     """Whether a receipt's entry is of a file below its folder."""
-    below = not name.startswith("/") and ".." not in name.split("/")
+    below = name not in ("", ".") and not name.startswith("/") and ".." not in name.split("/")
     return below and isinstance(said.get("sha256"), str) and isinstance(said.get("bytes"), int)
 
 

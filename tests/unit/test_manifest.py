@@ -10,8 +10,9 @@ import pytest
 from pipeline import manifest as manifests
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
-from pipeline.manifest import Manifest, Receipt, damaged_files, describe_files, write_json
+from pipeline.manifest import Manifest, Receipt, damaged_files, describe_files, read_error, write_json
 from pipeline.plan import plan
+from pipeline.stages.work import read_progress
 
 
 def make_receipt(key: str, **changes) -> Receipt:
@@ -34,6 +35,62 @@ def test_damaged_manifest_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(UserError, match=r"manifest\.json") as refused:
         Manifest.read(tmp_path / "manifest.json")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": "shard/../../evil"}, "is no id of a 'shard' task"),
+        ({"id": "shard"}, "is no id"),
+        ({"stage": "evil"}, "is no id of a 'evil' task"),
+        ({"key": "../../evil"}, "no SHA-256"),
+        ({"needs": ["shard/none"]}, "needs 'shard/none'"),
+        ({"needs": "shard/digits"}, "tasks.0.needs"),
+        ({"spec": []}, "tasks.0.spec"),
+    ],
+)
+def test_manifest_whose_tasks_lead_out_of_the_store_is_refused(tmp_path, changes, message):
+    experiment = load_experiment("quickstart")
+    Manifest(experiment.resolved(), "/store", plan(experiment)).write(tmp_path / "manifest.json")
+    said = json.loads((tmp_path / "manifest.json").read_text())
+    said["tasks"][0] |= changes
+    (tmp_path / "manifest.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged") as refused:
+        Manifest.read(tmp_path / "manifest.json")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": 5},
+        {"files": []},
+        {"files": {"a": {"sha256": "x"}}},
+        {"files": {"../../etc/passwd": {"sha256": "x", "bytes": 1}}},
+        {"files": {"": {"sha256": "x", "bytes": 1}}},
+        {"files": {"/etc/passwd": {"sha256": "x", "bytes": 1}}},
+        {"hosts": "here"},
+        {"seconds": "1"},
+    ],
+)
+def test_receipt_with_values_of_another_kind_does_not_count(tmp_path, changes):
+    make_receipt("k1", metrics={"a": 1}).write(tmp_path)
+    said = json.loads((tmp_path / "receipt.json").read_text())
+    (tmp_path / "receipt.json").write_text(json.dumps(said | changes))
+    assert Receipt.read(tmp_path, "k1") is None
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "[" * 100_000, '{"done": []}', "\x00"])
+def test_damaged_progress_and_error_say_nothing(tmp_path, text):
+    (tmp_path / "progress.json").write_text(text)
+    (tmp_path / "error.json").write_text(text if text[0] != "{" else "5")
+    assert read_progress(tmp_path) is None and read_error(tmp_path) is None
+
+
+@pytest.mark.parametrize("done", ['"x"', "NaN", "1" * 400, "null"])
+def test_progress_that_is_no_number_is_none(tmp_path, done):
+    (tmp_path / "progress.json").write_text(f'{{"done": {done}, "total": 2, "text": ""}}')
+    assert read_progress(tmp_path) is None
 
 
 def test_receipt_counts_only_with_its_key_and_whole(tmp_path):
