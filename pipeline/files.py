@@ -33,14 +33,11 @@ def chosen_umask() -> int:
     return int(said, 8)
 
 
-def write_atomically(
-    path: Path, content: bytes | memoryview, *, mode: int = 0o666, sync: bool = True
-) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, *, sync: bool = True) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of either.
 
     Args:
         path: its folder must exist.
-        mode: the file's permissions, of which the umask takes its part.
         sync: whether to wait for the disk before the file appears under its name.
 
     Raises:
@@ -48,7 +45,7 @@ def write_atomically(
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
-        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with open(part, "xb") as file:
             file.write(content)
             if sync:
                 file.flush()

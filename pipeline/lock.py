@@ -8,9 +8,9 @@ import json
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def lock(path: Path) -> Iterator[Lock]:
 def _acquire(path: Path, mine: dict[str, Any]) -> Lock:
     for _ in range(3):
         # The finished file is linked into place, so no reader ever meets an empty lock.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lock.")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             os.write(descriptor, _encode(mine, 0))
             os.link(temporary, path)
@@ -147,7 +148,7 @@ def _is_dead_elsewhere(path: Path, holder: dict[str, Any]) -> bool:
 
 def _remove(path: Path, expected: dict[str, Any] | None) -> None:
     """Take a dead holder's lock away, and no other that somebody has put in its place meanwhile."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         os.rename(path, aside)
     except FileNotFoundError:

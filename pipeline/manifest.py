@@ -158,7 +158,7 @@ class Manifest:
         lines = [f' "{name}": {_as_json(value)},\n' for name, value in sorted(fields.items())]
         text = "".join(["{\n", *lines, ' "tasks": [\n', self._tasks_as_json, "\n ]\n}\n"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode(), mode=0o640)
+        write_atomically(path, text.encode())
 
     @cached_property
     def _tasks_as_json(self) -> str:
@@ -224,7 +224,7 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of either."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, f"{text}\n".encode(), mode=0o640, sync=sync)
+    write_atomically(path, f"{text}\n".encode(), sync=sync)
 
 
 def read_error(folder: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import json
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Architecture = Literal["cnn", "vit"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
@@ -99,6 +99,14 @@ class Backbone(Strict):
     name: str
     weights: UserPath = "random"  # random | imagenet (timm's own) | a file
     args: Plain = {}  # for timm.create_model, e.g. {embed_dim: 128, depth: 4}
+
+    @field_validator("args")
+    @classmethod
+    def _weights_come_from_weights(cls, args: dict[str, Any]) -> dict[str, Any]:
+        for name in args:
+            if name in ("checkpoint_path", "cache_dir") or name.startswith("pretrained"):
+                raise ValueError(f"'{name}' is not for args: `weights` says where weights come from")
+        return args
 
 
 class Training(Strict):

@@ -101,6 +101,10 @@ def test_file_that_is_no_experiment_is_refused(file, text, message):
             SMALL.replace("{name: test_resnet}", "{name: test_resnet, args: {a: {1: x, b: y}}}"),
             "plain values",
         ),
+        (
+            SMALL.replace("{name: test_resnet}", "{name: test_resnet, args: {checkpoint_path: /tmp/w}}"),
+            "'checkpoint_path' is not for args",
+        ),
         (SMALL.replace("cass: {}", "dino: {options: {hidden: 2024-01-01}}"), "plain values"),
         (SMALL.replace("cass: {}", "dino: {options: {momentum: 0.5, teacher_temperature: 1e999}}"), "finite"),
         (SMALL.replace("digits", "folder, root: ~nobody1/images"), "no home folder ~nobody1"),
