@@ -244,26 +244,30 @@ def walk(folder: Path, ignored: Counter[str]) -> list[Path]:
         folder: where to begin.
         ignored: counts the files passed over, by suffix.
     """
-    return sorted(_walk(folder, ignored, set()))
+    return sorted(_walk(folder, ignored))
 
 
-def _walk(folder: Path, ignored: Counter[str], seen: set[Path]) -> Iterator[Path]:
-    if folder.resolve() in seen:
-        return
-    seen.add(folder.resolve())
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be read: {error.strerror}") from None
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.is_dir():
-            if not entry.name.startswith("."):
-                yield from _walk(path, ignored, seen)
-        elif is_image(path):
-            yield path
-        else:
-            ignored[path.suffix.lower() or path.name] += 1
+def _walk(top: Path, ignored: Counter[str]) -> Iterator[Path]:
+    seen: set[Path] = set()
+    waiting = [top]  # no recursion: folders may be nested deeper than Python's stack
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            raise InputError(f"folder {folder} cannot be read: {error.strerror}") from None
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_dir():
+                if not entry.name.startswith("."):
+                    waiting.append(path)
+            elif is_image(path):
+                yield path
+            else:
+                ignored[path.suffix.lower() or path.name] += 1
 
 
 def text(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,25 @@ def test_linked_class_folder_is_followed_and_a_loop_ends(tmp_path):
     (root / "b").symlink_to(tmp_path / "elsewhere")
     (root / "a" / "loop").symlink_to(root / "a")
     assert [one.path for one in FolderSource(root).listing().samples] == ["a/1.png", "b/1.png"]
+
+
+def test_folders_nested_deeper_than_the_stack_are_walked(tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    monkeypatch.chdir(tmp_path / "cat")
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    put(Path("1.png"))
+    monkeypatch.chdir(tmp_path)
+    (sample,) = FolderSource(tmp_path).listing().samples
+    assert sample.path.count("/d") == 1200
+    monkeypatch.chdir(tmp_path / "cat")
+    for _ in range(1200):  # pytest's own clean-up recurses
+        os.chdir("d")
+    os.unlink("1.png")
+    for _ in range(1200):
+        os.chdir("..")
+        os.rmdir("d")
 
 
 def test_name_that_is_not_utf8_is_listed(tmp_path):
