@@ -248,14 +248,15 @@ def walk(folder: Path, ignored: Counter[str]) -> list[Path]:
 
 
 def _walk(top: Path, ignored: Counter[str]) -> Iterator[Path]:
-    seen: set[Path] = set()
+    seen: set[tuple[int, int]] = set()  # a link may lead to a folder again
     waiting = [top]  # no recursion: folders may be nested deeper than Python's stack
     while waiting:
         folder = waiting.pop()
-        if folder.resolve() in seen:
-            continue
-        seen.add(folder.resolve())
         try:
+            facts = os.stat(folder)
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
         except OSError as error:
             raise InputError(f"folder {folder} cannot be read: {error.strerror}") from None
