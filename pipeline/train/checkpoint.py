@@ -75,6 +75,11 @@ class CheckpointWriter:
 
         self._writing = self._thread.submit(work)
 
+    @property
+    def busy(self) -> bool:
+        """Whether the thread is at work."""
+        return self._writing is not None and not self._writing.done()
+
     def settle(self, *, wait: bool = True) -> None:
         """Wait until the newest checkpoint is on disk.
 

@@ -101,6 +101,11 @@ class State:
             self.writer.write(state, step=step, first=first)
         self.saved_step = step
 
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written now."""
+        return self.writer.busy
+
     def settle(self, *, wait: bool = True) -> None:
         """Wait until the newest checkpoint is on disk, or only look whether writing it has failed.
 

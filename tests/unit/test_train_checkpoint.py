@@ -80,7 +80,7 @@ def test_writer_returns_at_once_and_writes_what_was_true_then(tmp_path, monkeypa
     state = {"w": weights, "parts": [weights, (weights,)]}
     writer.write(state, step=1, first=lambda: before.append(steps(tmp_path)))
     weights += 1
-    assert steps(tmp_path) == []  # still being written: nothing can be found
+    assert writer.busy and steps(tmp_path) == []  # still being written: nothing can be found
     go.set()
     writer.settle()
     state = load_checkpoint(sound_checkpoint(tmp_path, say=print))
