@@ -26,6 +26,9 @@ from pipeline.specs import STAGES
 
 Made = TypeVar("Made")
 FORMAT = 1  # of the manifest, the receipts and the store's layout
+_HUGE = re.compile(
+    rb"[ :,\[\n]-?[0-9][0-9.]*(?:(?<=[0-9.]{300})|[eE]\+?[0-9]{3})"
+)  # may overflow to infinity
 BOOKKEEPING = {"receipt.json", "error.json", "progress.json"}  # never part of a receipt's files
 
 
@@ -251,7 +254,7 @@ def _object_in(content: bytes) -> dict[str, Any] | None:
 
 def _read_strictly(adapter: TypeAdapter[Made], content: bytes) -> Made | None:
     """What JSON says, in one pass, if every key is known, every value of its type and every number finite."""
-    if b"NaN" in content or b"Infinity" in content:  # perhaps in a text: then the slow way tells
+    if b"NaN" in content or b"Infinity" in content or _HUGE.search(content):  # in a text? The slow way tells
         said = _object_in(content)
         try:
             content = json.dumps(said, allow_nan=False).encode()

@@ -23,8 +23,8 @@ from PIL import Image
 from shards import CsvSource, InputError, ShardOptions, verify, write
 
 SECONDS = 10  # longer than any input may take
-EXAMPLES = {"experiment": 100, "setting": 100, "manifest": 60, "index": 60, "samples": 40, "tar": 60}
-EXAMPLES_OF_OTHERS = 150
+EXAMPLES = {"manifest": 150, "index": 150, "samples": 100, "tar": 100}
+EXAMPLES_OF_OTHERS = 200
 MANY = 10  # times as many in the slow run
 
 # What has broken readers of such files elsewhere, or here.

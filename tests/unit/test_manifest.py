@@ -47,6 +47,7 @@ def test_damaged_manifest_is_refused_in_one_line(tmp_path, text):
         ({"needs": ["shard/none"]}, "needs 'shard/none'"),
         ({"needs": "shard/digits"}, "tasks.0.needs"),
         ({"spec": []}, "tasks.0.spec"),
+        ({"spec": {"lr": float("inf")}}, "not finite"),
     ],
 )
 def test_manifest_whose_tasks_lead_out_of_the_store_is_refused(tmp_path, changes, message):
@@ -58,6 +59,16 @@ def test_manifest_whose_tasks_lead_out_of_the_store_is_refused(tmp_path, changes
     with pytest.raises(UserError, match=r"manifest\.json is damaged") as refused:
         Manifest.read(tmp_path / "manifest.json")
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1E+0400", "1" * 400 + ".0", "NaN", "-Infinity"])
+def test_number_that_is_not_finite_is_refused_however_it_is_written(tmp_path, number):
+    make_receipt("k1", metrics={"loss": 7777.5}).write(tmp_path)
+    text = (tmp_path / "receipt.json").read_text()
+    (tmp_path / "receipt.json").write_text(text.replace("7777.5", number))
+    assert Receipt.read(tmp_path, "k1") is None
+    (tmp_path / "receipt.json").write_text(text.replace("7777.5", "1e300"))
+    assert Receipt.read(tmp_path, "k1") == make_receipt("k1", metrics={"loss": 1e300})
 
 
 @pytest.mark.parametrize(
