@@ -19,7 +19,10 @@ def small_disk(tmp_path) -> Iterator[Path]:
     """``store/`` on a disk of its own, of 64 MB; ``fill(folder)`` leaves some KB free."""
     store = tmp_path / "store"
     store.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(store)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(store)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk to be had here: {mounted.stderr.strip()}")
     yield store
     subprocess.run(["umount", "--lazy", str(store)], check=True)
 
