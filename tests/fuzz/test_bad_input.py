@@ -25,7 +25,7 @@ from shards import CsvSource, InputError, ShardOptions, verify, write
 SECONDS = 10  # longer than any input may take
 EXAMPLES = {"manifest": 150, "index": 150, "samples": 100, "tar": 100}
 EXAMPLES_OF_OTHERS = 200
-MANY = 10  # times as many in the slow run
+MANY = 3  # times as many in the slow run; more: with atheris
 
 # What has broken readers of such files elsewhere, or here.
 # fmt: off
