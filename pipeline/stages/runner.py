@@ -10,10 +10,8 @@ import importlib
 import os
 import platform
 import shutil
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -24,8 +22,8 @@ from pipeline.errors import (
     OneLineParser,
     UserError,
     one_line,
-    redact,
     redact_uncaught,
+    redacted_traceback,
     storage_error,
 )
 from pipeline.files import chosen_umask
@@ -40,7 +38,7 @@ from pipeline.manifest import (
     read_error,
     write_json,
 )
-from pipeline.ranks import Ranks, rank_environment
+from pipeline.ranks import Ranks, host, rank_environment
 from pipeline.specs import STAGES, Resources
 from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
 
@@ -90,7 +88,7 @@ def run_task(
             (folder / "error.json").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
-    print(f"{task.id}: rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}", flush=True)
+    print(f"{task.id}: rank {ranks.rank} of {ranks.world_size} on {host()}", flush=True)
     started, clock = now(), time.monotonic()
 
     def rank_lost(text: str) -> None:
@@ -217,10 +215,10 @@ def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) 
         "message": one_line(error),
         "user_error": isinstance(error, user_errors()),
         "rank": ranks.rank,
-        "host": socket.gethostname(),
+        "host": host(),
         "at": now(),
         "log": log,
-        "traceback": redact(traceback.format_exc()).splitlines()[-12:],
+        "traceback": redacted_traceback(error).splitlines()[-12:],
     }
     with contextlib.suppress(OSError):
         write_json(folder / "error.json", said)
@@ -237,8 +235,8 @@ def _publish(folder: Path, names: Iterable[str], tables: Path) -> None:
 
 def _hosts(ranks: Ranks) -> list[str]:
     if ranks.source == "slurm" and ranks.world_size > ranks.local_world_size:
-        return [os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())]
-    return [os.environ.get("SLURMD_NODENAME") or socket.gethostname()]
+        return [os.environ.get("SLURM_STEP_NODELIST", host())]
+    return [host()]
 
 
 def _versions() -> dict[str, str]:

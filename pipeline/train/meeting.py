@@ -169,6 +169,8 @@ class Watch:
     ) -> None:
         self.store, self.ranks, self.silence_s, self.on_lost = store, ranks, silence_s, on_lost
         self.beat_s = min(BEAT_S, silence_s / 4)
+        if ranks.rank:  # let rank 0, which hears everybody, speak first
+            self.silence_s += 4 * self.beat_s
         self._end = threading.Event()
         self._lock = threading.Lock()
         now = time.monotonic()
