@@ -215,10 +215,18 @@ class Campaign:
         view.print_array(array, ids)
 
     def _wait(self, asked: list[Task]) -> int:
-        ids = sorted({self.manifest.jobs[task.id] for task in asked})
+        jobs = {task.id: self.manifest.jobs[task.id] for task in asked}
+        ids = sorted(set(jobs.values()))
         while any(state.state in ALIVE for state in slurm.job_states(ids).values()):
             time.sleep(5)
-        return view.print_outcome(self.manifest, self.folder, asked)
+        ended = slurm.job_states(ids)
+        logs = self.folder / "logs"
+        broken = {
+            task: sorted(logs.glob(f"{job}_*_log.err"))
+            for task, job in jobs.items()
+            if ended[job].state not in ("COMPLETED", "CANCELLED")
+        }
+        return view.print_outcome(self.manifest, self.folder, asked, broken)
 
 
 def request_of(resources: Resources, *, gpu_there: bool) -> slurm.Request:
