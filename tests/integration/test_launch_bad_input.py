@@ -253,7 +253,7 @@ def full_disk(*arguments, **options):
 
 
 def test_full_disk_while_the_manifest_is_written(launch, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.manifest.write_json", full_disk)
+    monkeypatch.setattr("pipeline.manifest.write_atomically", full_disk)
     refused(launch("shard"), str(tmp_path), "No space left on device")
 
 
