@@ -217,9 +217,10 @@ class Campaign:
     def _wait(self, asked: list[Task]) -> int:
         jobs = {task.id: self.manifest.jobs[task.id] for task in asked}
         ids = sorted(set(jobs.values()))
-        while any(state.state in ALIVE for state in slurm.job_states(ids).values()):
-            time.sleep(5)
         ended = slurm.job_states(ids)
+        while any(state.state in ALIVE for state in ended.values()):
+            time.sleep(5)
+            ended = slurm.job_states(ids)
         logs = self.folder / "logs"
         broken = {
             task: sorted(logs.glob(f"{job}_*_log.err"))

@@ -67,15 +67,15 @@ def verify(folder: Path, *, repair: bool = False) -> int:
         receipt = manifest.receipt(task)
         if receipt is not None:
             finished += 1
-            damaged[task.id] = damaged_files(manifest.folder(task), receipt)
+            if found := damaged_files(manifest.folder(task), receipt):
+                damaged[task.id] = found
     problems = [problem for found in damaged.values() for problem in found]
     for problem in problems:
         print(problem)
     print(f"{finished} of {len(manifest.tasks)} tasks are done; {len(problems)} damaged files")
     if repair and problems:
         with lock(folder / "manifest.lock"):
-            for task_id, found in damaged.items():
-                if found:
-                    (manifest.folder(manifest.task(task_id)) / "receipt.json").unlink(missing_ok=True)
-                    print(f"the next launch runs again: {task_id}, and what depends on it")
+            for task_id in damaged:
+                (manifest.folder(manifest.task(task_id)) / "receipt.json").unlink(missing_ok=True)
+                print(f"the next launch runs again: {task_id}, and what depends on it")
     return int(bool(problems))

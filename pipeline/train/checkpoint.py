@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from pipeline.files import write_atomically
+from pipeline.manifest import sha256_file
 
 _NAME = re.compile(r"^(\d{9})-([0-9a-f]{64})\.pt$")
 
@@ -122,7 +123,7 @@ def sound_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Path | None
     for path in list_checkpoints(folder):
         named = _NAME.match(path.name)
         assert named is not None
-        if _digest(path) == named.group(2):
+        if sha256_file(path) == named.group(2):
             return path
         say(f"checkpoint {path} is damaged (its SHA-256 is not the one in its name); trying the one before")
     return None
@@ -137,14 +138,6 @@ def remove_remains(folder: Path) -> None:
     """Remove what a writer that was killed has left half-written. Nobody may be writing."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
