@@ -18,6 +18,7 @@ FINAL = frozenset([
 # fmt: on
 # How a job's last start may have ended that Slurm has put back into the queue; accounting then lags behind.
 REQUEUED = frozenset(["BOOT_FAIL", "NODE_FAIL", "PREEMPTED"])
+WHOLE = frozenset(["CANCELLED", "PENDING"])  # states that an array has as a whole
 REASONS = {
     "AssocGrpCpuLimit": "the account has all the CPUs it may use at once",
     "AssocGrpGRES": "the account has all the GPUs it may use at once",
@@ -88,15 +89,23 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
         known = _from_sacct({job.split("_")[0] for job in wanted})
     except SlurmError:  # a site without accounting
         known = {}
-    if any(_find(job, known).state not in FINAL - REQUEUED for job in wanted):
+    if any(state.state not in FINAL - REQUEUED for state in _pick(wanted, known).values()):
         known |= _from_squeue()
-    return {job: _find(job, known) for job in wanted}
+    return _pick(wanted, known)
 
 
-def _find(job: str, known: Mapping[str, JobState]) -> JobState:
-    # An array that was cancelled before any element started is listed as one job.
-    found = known.get(job) or known.get(job.split("_")[0])
-    return found or JobState("UNKNOWN", "Slurm does not know this job (any more)")
+def _pick(jobs: Iterable[str], known: Mapping[str, JobState]) -> dict[str, JobState]:
+    # An array that was cancelled before any element started is listed as one job. Whatever else stands under
+    # an array's own id is one of its elements, which accounting has not yet noted down as such.
+    split = {job.split("_")[0] for job in known if "_" in job}
+    states = {}
+    for job in jobs:
+        array = job.split("_")[0]
+        found, whole = known.get(job), known.get(array)
+        if found is None and whole is not None and whole.state in WHOLE and array not in split:
+            found = whole
+        states[job] = found or JobState("UNKNOWN", "Slurm does not know this job (any more)")
+    return states
 
 
 def cancel(ids: Sequence[str]) -> None:

@@ -80,6 +80,14 @@ def test_cancelled_says_by_whom_or_that_a_parent_failed(say):
     assert states["2"].reason == states["2_4"].reason == "a job that it needs failed"
 
 
+def test_array_element_that_accounting_lists_under_the_arrays_id_stands_for_no_other(say):
+    """Its record comes before the note which element it is."""
+    say(sacct="22|FAILED|1:0|00:00:01|n1\n", squeue="22_0|RUNNING|0|0:01|n2|None|\n")
+    assert job_states(["22_0"])["22_0"].state == "RUNNING"
+    say(sacct="22|CANCELLED by 0|0:0|00:00:01|n1\n22_0|COMPLETED|0:0|00:00:01|n2\n")
+    assert [state.state for state in job_states(["22_0", "22_1"]).values()] == ["COMPLETED", "UNKNOWN"]
+
+
 def test_cluster_that_does_not_answer_is_an_error(say, tmp_path):
     say(sacct=None)
     (tmp_path / "squeue").write_text(
