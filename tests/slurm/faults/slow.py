@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import slurm
@@ -30,6 +32,19 @@ def until(what: Callable[[], object], said: str, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+@dataclass(frozen=True)
+class Pause:
+    """Between the last step that was logged before something broke, and going on.
+
+    Attributes:
+        seconds: of wall-clock time, with all that Slurm waits and all that a test does in between.
+        repeated: steps done a second time, to within the two steps from one line of the log to the next.
+    """
+
+    seconds: float
+    repeated: int
+
+
 class Slow:
     """The experiment in folders of its own.
 
@@ -40,6 +55,7 @@ class Slow:
 
     def __init__(self, folder: Path, *settings: str) -> None:
         self.folder, self.settings = folder, settings
+        self.pauses: list[Pause] = []
         self.profile = folder / "cluster.yaml"
         self.write_profile()
 
@@ -127,6 +143,23 @@ class Slow:
         """The steps after which its starts went on, in order; the first start is not among them."""
         logs = sorted((self.folder / "runs" / "slow" / "logs").glob("*_0_log.err"), key=os.path.getmtime)
         return [int(n) for log in logs for n in re.findall(r"going on after step (\d+)", log.read_text())]
+
+    def watch(self, ended: threading.Event) -> None:
+        """Note every pause of the pretraining down, until ``ended`` is set; for a thread."""
+        size, logged, grown = 0, -1, time.monotonic()
+        while not ended.wait(0.2):
+            went_on = self.resumed_at()
+            if len(went_on) > len(self.pauses):
+                self.pauses.append(Pause(time.monotonic() - grown, max(0, logged + 1 - went_on[-1])))
+                logged = -1
+            for log in self.folder.glob("store/pretrain/*/log.jsonl"):
+                text = log.read_text()
+                if len(text) > size:
+                    grown = time.monotonic()
+                    logged = max(
+                        [logged, *(int(step) for step in re.findall(r'"kind": "step", "step": (\d+)', text))]
+                    )
+                size = len(text)
 
     def bits(self) -> dict[str, str]:
         """SHA-256 of the weights and the log."""

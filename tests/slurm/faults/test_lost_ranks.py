@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from slow import INTERVAL, Slow, until
+from slow import INTERVAL, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -43,10 +43,12 @@ def test_lost_node_is_replaced_by_slurm_itself(slow, undisturbed, testbed):
         testbed.bring_back_node(lost)
 
 
-def test_node_cut_off_from_the_network_is_named_in_bounded_time(testbed_with_networks, undisturbed, tmp_path):
+def test_node_cut_off_from_the_network_is_named_in_bounded_time(
+    testbed_with_networks, slow_with_networks, undisturbed
+):
     """It is not dead: no connection is closed, nobody is told anything."""
-    silence = 15
-    slow = Slow(tmp_path, f"resources.pretrain={{nodes: 2, minutes: 10, silence_seconds: {silence}}}")
+    slow, silence = slow_with_networks, 15
+    slow.settings = (f"resources.pretrain={{nodes: 2, minutes: 10, silence_seconds: {silence}}}",)
     slow.write_profile(environment={"GLOO_SOCKET_IFNAME": "eth0"})
     slow.launch("pretrain")
     slow.wait_for_step(INTERVAL + 5)
