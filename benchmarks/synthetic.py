@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 import shards
 from pipeline.evaluate.protocols import METRICS
 from pipeline.experiment import Experiment, load_experiment
-from pipeline.manifest import Manifest, Receipt, Task, describe_files, write_json
+from pipeline.manifest import Manifest, Receipt, Task, describe_files
 from pipeline.plan import plan
 from pipeline.report.weighted import weighted_metrics
 
@@ -155,7 +155,7 @@ def _leave_receipt(task: Task, folder: Path, metrics: dict[str, Any], **measured
         versions={"python": "3.11.7", "torch": "2.6.0", "timm": "1.0.16", "torchvision": "0.21.0"},
         **measured,
     )
-    write_json(folder / "receipt.json", asdict(receipt), sync=False)
+    receipt.write(folder, sync=False)
 
 
 def make(

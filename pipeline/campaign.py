@@ -97,6 +97,8 @@ class Campaign:
                 view.print_nothing_to_do(self.folder)
                 return 0
             for task in pending:  # what an earlier attempt left must not be taken for this one's
+                if path := self.manifest.damaged_receipt(task):
+                    print(f"{path} is not as it was written: {task.id} runs again", file=sys.stderr)
                 for stale in ("error.json", "progress.json", "receipt.json"):
                     (self.manifest.folder(task) / stale).unlink(missing_ok=True)
             if cluster.name == "local":

@@ -69,6 +69,8 @@ def verify(folder: Path, *, repair: bool = False) -> int:
             finished += 1
             if found := damaged_files(manifest.folder(task), receipt):
                 damaged[task.id] = found
+        elif path := manifest.damaged_receipt(task):
+            damaged[task.id] = [f"{path}: is not as it was written"]
     problems = [problem for found in damaged.values() for problem in found]
     for problem in problems:
         print(problem)

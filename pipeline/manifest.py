@@ -29,6 +29,7 @@ FORMAT = 1  # of the manifest, the receipts and the store's layout
 _HUGE = re.compile(
     rb"[ :,\[\n]-?[0-9][0-9.]*(?:(?<=[0-9.]{300})|[eE]\+?[0-9]{3})"
 )  # may overflow to infinity
+_SUM, _SUM_END = b',\n "sum": "', b'"\n}\n'  # around the checksum at the end of a receipt
 BOOKKEEPING = {"receipt.json", "error.json", "progress.json"}  # never part of a receipt's files
 
 
@@ -91,12 +92,16 @@ class Receipt:
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
-    def write(self, folder: Path) -> None:
-        write_json(folder / "receipt.json", asdict(self))
+    def write(self, folder: Path, *, sync: bool = True) -> None:
+        """Write ``receipt.json``; its last entry, ``sum``, is the SHA-256 of all bytes before it."""
+        head = _as_text(asdict(self)).removesuffix("\n}").encode()
+        content = head + _SUM + hashlib.sha256(head).hexdigest().encode() + _SUM_END
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "receipt.json", content, sync=sync)
 
     @classmethod
     def read(cls, folder: Path, key: str) -> Receipt | None:
-        """The receipt in ``folder`` if it is there, whole, and of this key; else None.
+        """The receipt in ``folder`` if it is there, as it was written, and of this key; else None.
 
         Raises:
             UserError: the folder was written by another format version.
@@ -106,6 +111,11 @@ class Receipt:
                 content = file.read()
         except OSError:
             return None
+        head, mark, said_sum = content.rpartition(_SUM)
+        if mark:  # those of the first versions have none
+            if said_sum != hashlib.sha256(head).hexdigest().encode() + _SUM_END:
+                return None
+            content = head + b"\n}"
         receipt = _read_strictly(_RECEIPTS, content)
         if receipt is None or receipt.format != FORMAT:
             said = _object_in(content)
@@ -148,6 +158,11 @@ class Manifest:
 
     def receipt(self, task: Task) -> Receipt | None:
         return Receipt.read(self.folder(task), task.key)
+
+    def damaged_receipt(self, task: Task) -> Path | None:
+        """The file of a receipt that is there and does not count; None if it counts or is not there."""
+        path = self.folder(task) / "receipt.json"
+        return path if path.is_file() and self.receipt(task) is None else None
 
     def with_jobs(self, jobs: dict[str, str]) -> Manifest:
         changed = replace(self, jobs={**self.jobs, **jobs})
@@ -223,11 +238,15 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, default=str)
 
 
+def _as_text(value: Any) -> str:
+    """For people too: indented."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str)
+
+
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of either."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, f"{text}\n".encode(), sync=sync)
+    write_atomically(path, f"{_as_text(value)}\n".encode(), sync=sync)
 
 
 def read_error(folder: Path) -> dict[str, Any] | None:

@@ -160,6 +160,22 @@ def test_flipped_bit_is_found_before_use_and_repaired(launch, damaged):
 
 
 @pytest.mark.slow
+def test_damaged_receipt_is_named_and_its_task_runs_again(launch):
+    launch("all")  # its manifest is now this folder's
+    (path,) = launch.receipts("pretrain")
+    sound = json.loads(path.read_bytes())
+    path.write_bytes(path.read_bytes().replace(b'"world_size": 1', b'"world_size": 3'))
+    assert json.loads(path.read_bytes()) != sound
+    launch("verify", code=1)
+    assert f"{path}: is not as it was written" in launch.out
+    started = launch("all")
+    assert f"{path} is not as it was written: pretrain/" in launch.err
+    assert {task.split("/")[0] for task in started} == {"pretrain", "finetune", "aggregate"}
+    assert json.loads(path.read_bytes())["metrics"]["health"] == sound["metrics"]["health"]
+    launch("verify")
+
+
+@pytest.mark.slow
 def test_damaged_predictions_are_named_in_the_tables_not_counted(launch):
     (path,) = (launch.folder / "store" / "finetune").glob("*/predictions.npz")
     flip(path)

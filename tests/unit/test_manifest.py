@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 
@@ -63,8 +64,7 @@ def test_manifest_whose_tasks_lead_out_of_the_store_is_refused(tmp_path, changes
 
 @pytest.mark.parametrize("number", ["1e999", "-1E+0400", "1" * 400 + ".0", "NaN", "-Infinity"])
 def test_number_that_is_not_finite_is_refused_however_it_is_written(tmp_path, number):
-    make_receipt("k1", metrics={"loss": 7777.5}).write(tmp_path)
-    text = (tmp_path / "receipt.json").read_text()
+    text = json.dumps(asdict(make_receipt("k1", metrics={"loss": 7777.5})))
     (tmp_path / "receipt.json").write_text(text.replace("7777.5", number))
     assert Receipt.read(tmp_path, "k1") is None
     (tmp_path / "receipt.json").write_text(text.replace("7777.5", "1e300"))
@@ -85,8 +85,7 @@ def test_number_that_is_not_finite_is_refused_however_it_is_written(tmp_path, nu
     ],
 )
 def test_receipt_with_values_of_another_kind_does_not_count(tmp_path, changes):
-    make_receipt("k1", metrics={"a": 1}).write(tmp_path)
-    said = json.loads((tmp_path / "receipt.json").read_text())
+    said = asdict(make_receipt("k1", metrics={"a": 1}))
     (tmp_path / "receipt.json").write_text(json.dumps(said | changes))
     assert Receipt.read(tmp_path, "k1") is None
 
@@ -111,6 +110,26 @@ def test_receipt_counts_only_with_its_key_and_whole(tmp_path):
     text = (tmp_path / "receipt.json").read_text()
     (tmp_path / "receipt.json").write_text(text[: len(text) // 2])
     assert Receipt.read(tmp_path, "k1") is None
+
+
+def test_receipt_does_not_count_with_any_bit_flipped_or_any_byte_missing(tmp_path):
+    make_receipt("k1", metrics={"loss": 0.5}).write(tmp_path)
+    path = tmp_path / "receipt.json"
+    sound = path.read_bytes()
+    assert json.loads(sound)["metrics"] == {"loss": 0.5}, "anybody can read it"
+    for position in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        assert Receipt.read(tmp_path, "k1") is None, bytes(damaged)
+    for length in range(len(sound)):
+        path.write_bytes(sound[:length])
+        assert Receipt.read(tmp_path, "k1") is None, length
+
+
+def test_receipt_of_a_version_that_wrote_no_sum_counts(tmp_path):
+    write_json(tmp_path / "receipt.json", asdict(make_receipt("k1")))
+    assert Receipt.read(tmp_path, "k1") == make_receipt("k1")
 
 
 def test_receipt_of_another_format_version_is_refused(tmp_path):
