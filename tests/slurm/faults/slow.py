@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -138,6 +139,26 @@ class Slow:
 
     def kill_rank(self, rank: int) -> None:
         os.kill(self.ranks()[rank][0], signal.SIGKILL)
+
+    def hold_until_signalled(self, number: signal.Signals, seconds: float = 90) -> None:
+        """Stand the ranks still until Slurm has sent each this signal: on a fast machine, too."""
+
+        def pending(pid: int) -> bool:
+            try:
+                said = Path(f"/proc/{pid}/status").read_text()
+            except OSError:  # it came before, and the rank has ended
+                return True
+            return bool(int(re.search(r"^ShdPnd:\s*(\w+)", said, re.M)[1], 16) & 1 << number - 1)
+
+        held = [pid for pid, _ in self.ranks().values()]
+        try:
+            for pid in held:
+                os.kill(pid, signal.SIGSTOP)
+            until(lambda: all(map(pending, held)), f"a {number.name}", seconds)
+        finally:
+            for pid in held:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def resumed_at(self) -> list[int]:
         """The steps after which its starts went on, in order; the first start is not among them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 
 import calls
@@ -15,11 +16,13 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def test_time_limit_reached_again_and_again(slow, undisturbed):
-    slow.write_profile(signal_seconds=25)
-    slow.settings = ("resources.pretrain.minutes=1",)  # Slurm's shortest; it counts in minutes
+    slow.settings = ("resources.pretrain.minutes=1",)  # Slurm's shortest; it warns a quarter ahead
     slow.launch("pretrain")
-    assert slow.wait_for_end(400) == "COMPLETED"
-    assert len(slow.resumed_at()) >= 1, "it was too short to be stopped at all"
+    for times in (1, 2):
+        slow.wait_for_step(times * INTERVAL)
+        slow.hold_until_signalled(signal.SIGUSR2)
+        until(lambda times=times: len(slow.resumed_at()) == times, f"start {times + 1}", 120)
+    assert slow.wait_for_end() == "COMPLETED"
     assert slow.bits() == undisturbed
 
 

@@ -1,15 +1,22 @@
-"""Full disks, results that are damaged, gone, or seen late."""
+"""Full disks, results that are damaged, gone, or seen late, clocks that are wrong."""
 
 from __future__ import annotations
 
+import datetime
+import glob
+import os
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slow import INTERVAL, until
+from slow import INTERVAL, TASK, until
+
+import slurm
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,3 +113,44 @@ def test_results_that_a_shared_file_system_shows_late(slow, undisturbed):
     assert hidden
     assert slow.wait_for_end() == "COMPLETED"
     assert slow.bits() == undisturbed
+
+
+@pytest.fixture
+def clocks_apart(slow, tmp_path) -> str:
+    """Lets jobs see clocks that are hours wrong, each node's another way; returns libfaketime's path."""
+    found = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
+    if not found and os.environ.get("CASS_REQUIRE_SLURM") == "1":
+        pytest.fail("CASS_REQUIRE_SLURM=1, but libfaketime is not installed", pytrace=False)
+    if not found:
+        pytest.skip("libfaketime is not installed")
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$SLURMD_NODENAME" in n1) export FAKETIME=+5h;; *) export FAKETIME=-7h;; esac\n'
+        "export FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1\n"  # no clock of a running machine jumps
+        f'LD_PRELOAD={found[0]} exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    slow.write_profile(python=str(python))
+    return found[0]
+
+
+def test_clocks_of_nodes_and_launchers_hours_apart(slow, undisturbed, clocks_apart):
+    """Nothing is taken for done, lost, stale or due because of what some clock says."""
+    slow.launch("all")
+    slow.wait_for_step(INTERVAL + 5)
+    subprocess.run(["scancel", "--signal=TERM", slow.job], check=True)
+    assert slow.wait_for_end() == "COMPLETED"
+    assert len(slow.resumed_at()) == 1
+    assert slow.bits() == undisturbed
+    receipt = slow.manifest.receipt(slow.manifest.task(TASK))
+    hours = (time.time() - datetime.datetime.fromisoformat(receipt.ended).timestamp()) / 3600
+    assert abs(hours) > 4, "its clock was right"
+    last = slow.manifest.jobs["aggregate/slow"]
+    until(lambda: slurm.job_states([last])[last].state == "COMPLETED", "the tables", 120)
+    for clock in ("-20h", "+20h"):
+        late = {"LD_PRELOAD": clocks_apart, "FAKETIME": clock, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        again = subprocess.run(
+            slow.command("all"), cwd=slow.folder, env=os.environ | late, capture_output=True, text=True
+        )
+        assert again.returncode == 0 and "everything is done" in again.stdout, again.stdout + again.stderr
