@@ -309,7 +309,7 @@ MUTATIONS = [
         "pipeline/stages/runner.py",
         "shown = storage_error(error, folder) or error",
         "shown = error",
-        f"{FAULTS}/test_storage.py::test_disk_full[pretrain]",
+        f"{FAULTS}/test_storage.py::test_disk_full_in_every_stage",
     ),
     Mutation(
         "tables are made whatever failed",

@@ -21,7 +21,7 @@ from slurm.states import FINAL
 
 EXPERIMENT = Path(__file__).parent / "slow.yaml"
 TASK = "pretrain/slow-cass_vc-cnn-vit-s0"
-INTERVAL = 20  # steps between checkpoints, as in slow.yaml
+INTERVAL = 10  # steps between checkpoints, as in slow.yaml
 RESULTS = ("cnn/model.safetensors", "vit/model.safetensors", "log.jsonl")
 
 

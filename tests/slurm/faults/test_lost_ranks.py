@@ -14,7 +14,6 @@ pytestmark = pytest.mark.timeout(600)
 def test_killed_rank_ends_the_other_and_the_same_command_goes_on(slow, undisturbed):
     slow.launch("pretrain")
     slow.wait_for_step(2 * INTERVAL + 5)
-    reached = slow.step()
     began = time.monotonic()
     slow.kill_rank(1)
     assert slow.wait_for_end(60) in ("FAILED", "NODE_FAIL")
@@ -23,8 +22,7 @@ def test_killed_rank_ends_the_other_and_the_same_command_goes_on(slow, undisturb
     assert slow.launch("status", check=1).stdout.count("failed") >= 1
     slow.launch("pretrain")
     assert slow.wait_for_end() == "COMPLETED"
-    (went_on,) = slow.resumed_at()
-    assert reached - went_on <= INTERVAL + 10, "at most one interval is repeated (the last steps are unseen)"
+    assert [pause.repeated <= INTERVAL + 2 for pause in slow.pauses] == [True], slow.pauses
     assert slow.bits() == undisturbed
 
 
