@@ -23,6 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_atomically
+from pipeline.garbage import no_garbage_collection
 from pipeline.specs import STAGES
 
 Made = TypeVar("Made")
@@ -187,6 +188,7 @@ class Manifest:
         )
 
     @classmethod
+    @no_garbage_collection()
     def read(cls, path: Path) -> Manifest:
         """Read a manifest.
 

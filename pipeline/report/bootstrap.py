@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.evaluate.protocols import METRICS, MULTILABEL_METRICS
 from pipeline.manifest import Damaged
 from pipeline.report.load import PLACE, Collected, cells, pairs
+from pipeline.report.parallel import in_parallel, workers
 from pipeline.report.predictions import Prediction, read_prediction
 from pipeline.report.statistics import intervals, resample_weights
 from pipeline.report.weighted import Resamples
@@ -21,6 +22,7 @@ from pipeline.specs import ReportSettings
 
 SEED = 0  # of the resamples: the tables of one experiment never differ between two runs
 WEIGHTS = 20_000_000  # made at a time: draws are dealt out in parts on large test splits
+TASKS_A_PROCESS = 1000  # below, a process costs more than it saves
 VALUES = 2_000_000  # tasks × classes × draws (or samples) that are computed at a time
 
 
@@ -43,10 +45,25 @@ def bootstrap(collected: Collected, settings: ReportSettings) -> Bootstrap:
     """Resample each data set's test split, the same way for every task, so that differences are paired."""
     run = _Run(collected, settings)
     datasets = collected.results["dataset"].to_numpy()
+    parts: list[tuple[str, list[list[int]]]] = []  # data set, some of its places
     for dataset in dict.fromkeys(datasets):
+        places = run.places(datasets == dataset)
+        number = max(1, min(workers(), int((datasets == dataset).sum()) // TASKS_A_PROCESS))
+        parts += [(dataset, places[start::number]) for start in range(number)]
+
+    def fill(part: tuple[str, list[list[int]]]) -> Bootstrap:
+        dataset, places = part
         split = _Split(collected.groups.get(dataset), settings.bootstrap)
-        for place in run.places(datasets == dataset):
+        for place in places:
             run.fill(place, split)
+        return run.found
+
+    if len(parts) == len(set(datasets)):
+        for part in parts:
+            fill(part)
+    else:
+        for (_, places), found in zip(parts, in_parallel(fill, parts), strict=True):
+            run.take(places, found)
     return run.found
 
 
@@ -101,6 +118,14 @@ class _Run:
                     ends.append(self.found.gains[cell])
             for end, found in zip(ends, intervals(averages, self._settings.confidence)):
                 end[:] = found
+
+    def take(self, places: Sequence[Sequence[int]], found: Bootstrap) -> None:
+        """Take over what another process has found for these places."""
+        theirs = [cell for place in places for cell in place]
+        for name, ends in self.found.metrics.items():
+            ends[theirs] = found.metrics[name][theirs]
+        self.found.gains[theirs] = found.gains[theirs]
+        self.found.damaged.update(found.damaged)
 
     def _read(self, rows: Sequence[int]) -> tuple[list[int], list[Prediction]]:
         """Of the rows those with sound predictions, and these; the others' damage is noted."""

@@ -34,7 +34,7 @@ STYLE: Any = {
 }
 
 
-def plot_fractions(summary: pd.DataFrame, path: Path, *, metric: str, methods: Sequence[str]) -> None:
+def plot_fractions(summary: pd.DataFrame, path: Path, *, metric: str, methods: Sequence[str]) -> bool:
     """Draw a metric against the label fraction, one panel an architecture × protocol.
 
     Hollow markers: the pretraining collapsed.
@@ -44,6 +44,9 @@ def plot_fractions(summary: pd.DataFrame, path: Path, *, metric: str, methods: S
         path: PNG to write.
         metric: a column with ``_low`` and ``_high`` beside it.
         methods: in the order of their colours.
+
+    Returns:
+        True: there is something to draw.
     """
     rows = summary[summary["n"] > 0]
     archs = [arch for arch in ARCHITECTURES if arch in set(rows["arch"])]
@@ -69,6 +72,7 @@ def plot_fractions(summary: pd.DataFrame, path: Path, *, metric: str, methods: S
         _legend(figure, axes.ravel())
         figure.savefig(path)
         plt.close(figure)
+    return True
 
 
 def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Sequence[str]) -> None:

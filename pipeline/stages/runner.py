@@ -27,6 +27,7 @@ from pipeline.errors import (
     storage_error,
 )
 from pipeline.files import chosen_umask
+from pipeline.garbage import no_garbage_collection
 from pipeline.installed import check_torch
 from pipeline.manifest import (
     Manifest,
@@ -190,17 +191,18 @@ def _require_sound(task: Task, folder: Path, receipt: Receipt, experiment: str) 
     _sound.add((str(folder), task.key))
 
 
+@no_garbage_collection()
 def _everything(manifest: Manifest, task: Task) -> list[Entry]:
-    """Every other task; one whose log is damaged counts as failed. Predictions are checked when read."""
+    """Every other task; one whose log is drawn and damaged failed. Predictions are checked when read."""
     entries = []
     for other in manifest.tasks:
         if other.id == task.id:
             continue
         folder = manifest.folder(other)
-        receipt = manifest.receipt(other)
+        receipt = Receipt.read(folder, other.key)
         error = read_error(folder) if receipt is None else None
-        problems = damaged_files(folder, receipt, ["log.jsonl"]) if receipt is not None else []
-        if problems:
+        drawn = ["log.jsonl"] if other.stage == "pretrain" else []
+        if receipt is not None and drawn and (problems := damaged_files(folder, receipt, drawn)):
             receipt, error = None, {"kind": "Damaged", "message": problems[0]}
         entries.append(Entry(other, folder, receipt, error))
     return entries
