@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.load import RESULTS, Figure, report
+from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Task
 from slurm import SlurmError
 from slurm.commands import ask
@@ -115,7 +116,7 @@ def chaos(folder: Path, *, kills: int, seed: int, settings: Sequence[str]) -> tu
     """Run both sides; returns the figures, and what differs (empty if all is well)."""
     calm = Side(folder / "undisturbed", "local", settings)
     if calm.launch():
-        raise RuntimeError(f"the undisturbed run failed; see {calm.folder / 'launch.log'}")
+        raise UserError(f"the undisturbed run failed; see {calm.folder / 'launch.log'}")
     profile = folder / "cluster.yaml"
     profile.write_text(f"device: cpu\npython: {sys.executable}\n")
     wild = Side(folder / "disturbed", str(profile), settings)
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.split("\n")[0])
     made.add_argument("--kills", type=int, default=20, help="how many fine-tunings are hit (default: 20)")
     made.add_argument("--seed", type=int, default=0, help="of whom, when and how (default: 0)")
-    made.add_argument("--dir", type=Path, help="where its files go (default: a temporary folder)")
+    made.add_argument("--dir", type=Path, help="where its files go (default: a new one in /tmp)")
     made.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as the launcher takes it"
     )
@@ -159,9 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SlurmError as error:
         print(f"error: {error}; bring up `python -m slurm.testbed up` first", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
-        folder = (given.dir or Path(temporary)).absolute()
+    folder = (given.dir or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute()
+    try:
         figures, differ = chaos(folder, kills=given.kills, seed=given.seed, settings=given.set)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     report(figures, append_to=None if given.set else RESULTS)
     for name in differ:
         print(f"differs: {name}")
