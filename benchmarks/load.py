@@ -190,8 +190,10 @@ def report(figures: Sequence[Figure], *, append_to: Path | None = None) -> None:
     print(f"load average at the end: {os.getloadavg()[0]:.1f}")
     if append_to is None:
         return
-    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    git = ["git", "-C", str(RESULTS.parent)]
+    ran = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    other = [*git, "diff", "--quiet", "HEAD", "--", ":/", f":(exclude){RESULTS.name}"]
+    commit = ran.stdout.strip() + "-dirty" * (subprocess.run(other, check=False).returncode == 1)
     new = not append_to.exists()
     with append_to.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
