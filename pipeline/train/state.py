@@ -38,8 +38,8 @@ class State:
         saved_step: steps done at the newest checkpoint; 0 before the first.
         log_position: bytes of the log that belong to it.
         seconds: of training up to it.
-        accumulate: as given; after :meth:`restore` on another number of ranks, as many parts as keep a part
-            no larger than it was.
+        accumulate: as given; after :meth:`restore`, where the training has been on more ranks, as many parts
+            as keep a part no larger than it was.
         left_out: steps whose images are not trained on, because they led to a loss that was not finite.
     """
 
@@ -137,6 +137,7 @@ class State:
         self.averaging.load_state_dict(state["averaging"])
         if len(state["random"]) == self.world.world_size:
             set_random_state(state["random"][self.world.rank], self.world.device)
+            self.accumulate = max(self.accumulate, state["accumulate"])  # it may have been cut before
         else:  # another number of ranks: no rank's state is its successor
             self._seed(state["step"])
             self._cut(parts=state["world_size"] * state["accumulate"], before=state["world_size"])
