@@ -24,7 +24,10 @@ _NAME = re.compile(r"^(\d{9})-([0-9a-f]{64})\.pt$")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
-    """Write a checkpoint and remove all but the newest ``keep``.
+    """Write a checkpoint; remove those of the same or a later step, and all but the newest ``keep``.
+
+    A training that writes an earlier step than there was has started over or gone back: what lies after it
+    belongs to a history that was given up.
 
     Args:
         folder: is made where missing.
@@ -39,7 +42,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
     path = folder / f"{step:09d}-{hashlib.sha256(content).hexdigest()}.pt"
     write_atomically(path, content)
     _sync_folder(folder)
-    for old in list_checkpoints(folder)[keep:]:
+    others = [other for other in list_checkpoints(folder) if other != path]
+    given_up = [other for other in others if int(other.name[:9]) >= step]
+    for old in given_up + others[len(given_up) :][keep - 1 :]:
         old.unlink(missing_ok=True)
     return path
 

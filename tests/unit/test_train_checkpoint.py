@@ -122,3 +122,20 @@ def test_killed_in_the_middle_of_writing(tmp_path):
     remove_remains(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     assert not load_checkpoint(sound_checkpoint(tmp_path, say=pytest.fail))["w"].any()
+
+
+@pytest.mark.parametrize(("keep", "then"), [(1, [19]), (2, [19, 10])])
+def test_a_training_that_starts_over_leaves_nothing_of_the_history_it_gave_up(tmp_path, keep, then):
+    for step in (20, 30):
+        save_checkpoint(tmp_path, {"step": step}, step=step, keep=2).write_bytes(b"damaged")
+    first = save_checkpoint(tmp_path, {"step": 10}, step=10, keep=keep)
+    assert list_checkpoints(tmp_path) == [first]
+    second = save_checkpoint(tmp_path, {"step": 19}, step=19, keep=keep)
+    assert steps(tmp_path) == then and sound_checkpoint(tmp_path, say=pytest.fail) == second
+
+
+def test_of_two_checkpoints_of_a_step_the_one_just_written_stays_whatever_the_clock_says(tmp_path):
+    other = save_checkpoint(tmp_path, {"w": torch.zeros(1)}, step=5, keep=1)
+    os.utime(other, (2e9, 2e9))
+    written = save_checkpoint(tmp_path, {"w": torch.ones(1)}, step=5, keep=1)
+    assert list_checkpoints(tmp_path) == [written]
