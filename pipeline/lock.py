@@ -19,7 +19,8 @@ from pipeline.errors import UserError
 from pipeline.manifest import now
 
 BEAT_S = 5.0
-DEAD_S = 30.0  # a holder on another host that has not counted up for so long, while we looked, is gone
+DEAD_S = 30.0  # a holder elsewhere that has not counted up for so long, while we looked, is gone
+_UNSEEN = "unseen"  # in place of the start of a process that is there, and of which no more can be told
 
 
 class Lock:
@@ -62,14 +63,16 @@ class Lock:
             number += 1
             with contextlib.suppress(OSError):  # a full disk does not matter: nothing becomes longer
                 os.pwrite(self._descriptor, _encode(self._mine, number), 0)
+                os.fsync(self._descriptor)  # a network file system may keep it to this host for long
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[Lock]:
     """Hold ``path`` as a lock for one launcher.
 
-    A lock is taken over if its holder was a process of this host that is no longer there, or if a holder on
-    another host has shown no life for ``DEAD_S`` seconds of looking. No clocks are compared.
+    A lock is taken over if its holder was a process of this host that is no longer there, or if a holder
+    elsewhere (see :func:`lock_holder`) has shown no life for ``DEAD_S`` seconds of looking. No clocks are
+    compared.
 
     Raises:
         UserError: another launcher holds it.
@@ -77,7 +80,7 @@ def lock(path: Path) -> Iterator[Lock]:
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = {
         "user": getpass.getuser(),
-        "host": socket.gethostname(),
+        **_here(),
         "pid": os.getpid(),
         "started": _process_start(os.getpid()),
         "since": now(),
@@ -96,6 +99,7 @@ def _acquire(path: Path, mine: dict[str, Any]) -> Lock:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             os.write(descriptor, _encode(mine, 0))
+            os.fsync(descriptor)
             os.link(temporary, path)
             return Lock(path, descriptor, mine)
         except FileExistsError:
@@ -116,19 +120,34 @@ def _acquire(path: Path, mine: dict[str, Any]) -> Lock:
 def lock_holder(path: Path) -> dict[str, Any] | None:
     """Who holds a lock (user, host, pid, since), or None if nobody alive does.
 
-    Of a holder on another host it cannot be told at once whether it is alive: it counts as alive.
+    Only of a process of this host, of this boot and in this PID namespace (containers have their own) can it
+    be told at once whether it is alive. Any other is a holder elsewhere, and counts as alive.
     """
     holder = _read(path)
-    if holder is not None and holder.get("host") == socket.gethostname():
-        started = _process_start(holder.get("pid", 0))
-        if started is None or started != holder.get("started"):
-            return None
-    return holder
+    return None if holder is not None and _is_alive(holder) is False else holder
+
+
+def _is_alive(holder: dict[str, Any]) -> bool | None:
+    """Whether a holder is alive; None if it is one elsewhere, or one of which this user is shown nothing."""
+    if any(name not in holder or holder[name] != said for name, said in _here().items()):
+        return None
+    started = _process_start(holder.get("pid", 0))
+    return None if started == _UNSEEN else started is not None and started == holder.get("started")
+
+
+def _here() -> dict[str, Any]:
+    """What processes that see each other by their ids have in common; None for what cannot be read."""
+    boot = namespace = None
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    return {"host": socket.gethostname(), "boot": boot, "pid_namespace": namespace}
 
 
 def _is_dead_elsewhere(path: Path, holder: dict[str, Any]) -> bool:
-    """Look for a while whether a holder on another host counts up; True also if it has let go meanwhile."""
-    if holder.get("host") in (None, socket.gethostname()):
+    """Look for a while whether a holder elsewhere counts up; True also if it has let go meanwhile."""
+    if holder.get("host") is None or _is_alive(holder):
         return False
     print(
         f"{path} is held by {_who(holder)}: looking for {DEAD_S:.0f} s whether it is alive",
@@ -180,7 +199,10 @@ def _who(holder: dict[str, Any]) -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process of this host started, in clock ticks since boot; None if there is no such process."""
+    """When a process of this host started, in clock ticks since boot; None if there is no such process.
+
+    Of another user's process it may be all that is shown that it is there: ``_UNSEEN``.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except OSError:
@@ -188,5 +210,7 @@ def _process_start(pid: int) -> str | None:
     try:  # no /proc (macOS): all that can be said is whether it is there
         os.kill(pid, 0)
         return "running"
+    except PermissionError:
+        return _UNSEEN
     except (OSError, OverflowError):
         return None

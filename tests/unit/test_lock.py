@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -60,34 +62,45 @@ def test_of_many_launchers_at_once_one_gets_the_lock(tmp_path):
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A lock of another host; beats are counted and looked at a hundred times as fast."""
+def quick(monkeypatch):
+    """Beats are counted and looked at a hundred times as fast."""
     monkeypatch.setattr(module, "BEAT_S", 0.05)
     monkeypatch.setattr(module, "DEAD_S", 0.5)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, quick):
+    """A lock of another host."""
     path = tmp_path / "manifest.lock"
     said = {"host": "elsewhere", "pid": 1, "user": "ann", "since": "2026-01-01", "beat": "000000000000"}
     path.write_text(json.dumps(said))
     return path
 
 
-def test_lock_of_a_living_holder_on_another_host_is_respected(elsewhere):
+@contextlib.contextmanager
+def counting_up(path):
     end = threading.Event()
 
     def beat():
         number = 0
         while not end.wait(0.05):
             number += 1
-            said = json.loads(elsewhere.read_text())
-            elsewhere.write_text(json.dumps({**said, "beat": f"{number:012d}"}))
+            said = json.loads(path.read_text())
+            path.write_text(json.dumps({**said, "beat": f"{number:012d}"}))
 
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(UserError, match=r"held by ann on elsewhere .* since 2026-01-01"), lock(elsewhere):
-            pass
+        yield
     finally:
         end.set()
         thread.join()
+
+
+def test_lock_of_a_living_holder_on_another_host_is_respected(elsewhere):
+    said = "held by ann on elsewhere .* since 2026-01-01"
+    with counting_up(elsewhere), pytest.raises(UserError, match=said), lock(elsewhere):
+        pass
 
 
 def test_lock_of_a_dead_holder_on_another_host_is_taken_over(elsewhere, capsys):
@@ -95,6 +108,81 @@ def test_lock_of_a_dead_holder_on_another_host_is_taken_over(elsewhere, capsys):
         assert json.loads(elsewhere.read_text())["pid"] == os.getpid()
     assert "held by ann on elsewhere" in capsys.readouterr().err
     assert list(elsewhere.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("differs", ["boot", "pid_namespace", "of an earlier version"])
+def test_living_holder_of_this_host_name_elsewhere_is_respected(tmp_path, quick, differs):
+    """Two containers, or two machines called localhost: its process is not found here, but it counts up."""
+    path = tmp_path / "manifest.lock"
+    with lock(path):
+        said = json.loads(path.read_text())
+    said |= {"pid": 2**22 + 1, "user": "ann"}
+    if differs in said:
+        said[differs] = "another"
+    else:
+        said = {name: said[name] for name in ("user", "host", "pid", "started", "since", "beat")}
+    path.write_text(json.dumps(said))
+    with counting_up(path), pytest.raises(UserError, match="held by ann"), lock(path):
+        pass
+
+
+def test_process_of_this_host_that_may_not_be_seen_is_looked_at(tmp_path, quick, monkeypatch, capsys):
+    """Of other users' processes some hosts show nothing (hidepid), though they are there."""
+    path = tmp_path / "manifest.lock"
+    with lock(path):
+        said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "pid": 1, "user": "ann"}))
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr(Path, "read_text", _without(Path.read_text, Path("/proc/1/stat")))
+    assert module.lock_holder(path)["user"] == "ann"
+    with lock(path):
+        pass
+    assert "held by ann" in capsys.readouterr().err
+
+
+def _without(read_text, hidden):
+    def read(path, *arguments, **named):
+        if path == hidden:
+            raise FileNotFoundError
+        return read_text(path, *arguments, **named)
+
+    return read
+
+
+def test_what_the_holder_says_is_on_the_disk_where_other_hosts_see_it(tmp_path, quick, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def remember(descriptor):
+        fsync(descriptor)
+        synced.append(os.pread(descriptor, 1000, 0))
+
+    monkeypatch.setattr(os, "fsync", remember)
+    with lock(tmp_path / "manifest.lock"):
+        assert len(synced) == 1
+        deadline = time.monotonic() + 10
+        while len(synced) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    beats = [json.loads(said)["beat"] for said in synced[:3]]
+    assert beats == [f"{number:012d}" for number in range(3)]
+
+
+def test_disk_that_cannot_take_a_beat_does_not_stop_the_holder(tmp_path, quick, monkeypatch):
+    with lock(tmp_path / "manifest.lock") as held:
+        tried = threading.Event()
+
+        def full(*_):
+            tried.set()
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        assert tried.wait(10)
+        tried.clear()
+        assert tried.wait(10)
+        held.require()
 
 
 def test_holder_counts_up_in_its_file(elsewhere):
@@ -121,7 +209,9 @@ def test_holder_whose_lock_was_taken_over_is_told_and_leaves_the_new_one(tmp_pat
 
 def test_of_several_who_take_over_a_dead_lock_one_gets_it(tmp_path):
     path = tmp_path / "manifest.lock"
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "started": "1"}))
+    with lock(path):
+        said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "pid": 2**22 + 1, "started": "1"}))
     got, ready = [], threading.Barrier(4)
 
     def take(name):
