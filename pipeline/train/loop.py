@@ -184,6 +184,7 @@ class Loop:
                 self._log(scalars, rates, now)
             agreed = self._agree(scalars["loss"], step)
             if self._is_probe_due(step + 1):
+                self._refuse_broken(self.boundary.settle())
                 self._probe(step + 1, self.method.exported())
             if self._is_checkpoint_due(step + 1, agreed):
                 self._save(step + 1)

@@ -177,6 +177,47 @@ def test_a_loss_that_is_not_finite_costs_its_step_and_no_more(on_nan, shards, tm
     assert "not finite at step 4" in said and "not finite at step 7" in said
 
 
+def reads_late(loop):
+    """Let a loop learn of a loss that is not finite one step late, as on a GPU."""
+    loop.boundary.lag = True
+    loop.boundary._send_home = lambda flags: (flags, None)
+
+
+def probe_after_step_4(loop):
+    """A probe that is due right after step 4 and cannot look at weights that are not finite."""
+
+    def probe(method, nets):
+        assert all(weight.isfinite().all() for weight in method.parameters())
+        return {"health": {"seen": 1.0}}
+
+    loop.probe, loop.probe_every = probe, 5
+
+
+def test_late_news_of_a_loss_that_is_not_finite_comes_before_a_probe(shards, tmp_path):
+    loop = make_loop("cass_vc", shards, tmp_path, training=settings())
+    Poison(loop, {4})
+    reads_late(loop)
+    probe_after_step_4(loop)
+    with pytest.raises(UserError, match=r"not finite at step 4 of 10 on rank 0.*checkpoint is from step 3"):
+        loop.run()
+
+
+def test_late_news_of_a_loss_that_is_not_finite_is_rolled_back_before_a_probe(shards, tmp_path):
+    trained = []
+    for name in ("clean", "poisoned"):
+        loop = make_loop("cass_vc", shards, tmp_path / name, training=settings(on_nan="rollback"))
+        probe_after_step_4(loop)
+        if name == "clean":
+            loop.state.left_out = {4}
+        else:
+            Poison(loop, {4})
+            reads_late(loop)
+        trained.append(weights(loop.run()))
+    assert_same_bits(*trained)
+    clean, poisoned = ((tmp_path / name / "log.jsonl").read_bytes() for name in ("clean", "poisoned"))
+    assert clean == poisoned
+
+
 def test_rollback_survives_a_kill(shards, tmp_path):
     clean = without({4}, shards, tmp_path / "clean")
     for kill_at in (8, None):
