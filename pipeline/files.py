@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import uuid
@@ -38,10 +39,11 @@ def write_atomically(path: Path, content: bytes | memoryview, *, sync: bool = Tr
 
     Args:
         path: its folder must exist.
-        sync: whether to wait for the disk before the file appears under its name.
+        sync: whether to wait for the disk, before the file appears under its name and after that.
 
     Raises:
-        OSError: the old file is as it was, and nothing else is left.
+        OSError: the old file is as it was, and nothing else is left; or, if only the folder could not be put
+            on disk, the new one is there.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
@@ -53,3 +55,21 @@ def write_atomically(path: Path, content: bytes | memoryview, *, sync: bool = Tr
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+    if sync:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's names are on disk, so that a loss of power takes none of them back.
+
+    Raises:
+        OSError: they could not be written. (That a file system cannot do this for folders is passed over.)
+    """
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)

@@ -9,7 +9,7 @@ import slurm
 from pipeline import view
 from pipeline.errors import UserError
 from pipeline.lock import lock, lock_holder
-from pipeline.manifest import Manifest, damaged_files
+from pipeline.manifest import Manifest, Receipt, Task, damaged_files
 from pipeline.states import ALIVE, TaskState, done_tasks, task_states, to_json
 
 
@@ -65,19 +65,26 @@ def verify(folder: Path, *, repair: bool = False) -> int:
     damaged: dict[str, list[str]] = {}
     for task in manifest.tasks:
         receipt = manifest.receipt(task)
-        if receipt is not None:
-            finished += 1
-            if found := damaged_files(manifest.folder(task), receipt):
-                damaged[task.id] = found
-        elif path := manifest.damaged_receipt(task):
-            damaged[task.id] = [f"{path}: is not as it was written"]
+        finished += receipt is not None
+        if found := _damage(manifest, task, receipt):
+            damaged[task.id] = found
     problems = [problem for found in damaged.values() for problem in found]
     for problem in problems:
         print(problem)
     print(f"{finished} of {len(manifest.tasks)} tasks are done; {len(problems)} damaged files")
     if repair and problems:
         with lock(folder / "manifest.lock"):
-            for task_id in damaged:
-                (manifest.folder(manifest.task(task_id)) / "receipt.json").unlink(missing_ok=True)
-                print(f"the next launch runs again: {task_id}, and what depends on it")
+            for task_id in damaged:  # hashing takes hours: a launch may have run it again meanwhile
+                task = manifest.task(task_id)
+                if _damage(manifest, task, manifest.receipt(task)):
+                    (manifest.folder(manifest.task(task_id)) / "receipt.json").unlink(missing_ok=True)
+                    print(f"the next launch runs again: {task_id}, and what depends on it")
     return int(bool(problems))
+
+
+def _damage(manifest: Manifest, task: Task, receipt: Receipt | None) -> list[str]:
+    """What is damaged of a task: one line for each of its files, or for the receipt itself."""
+    if receipt is not None:
+        return damaged_files(manifest.folder(task), receipt)
+    path = manifest.damaged_receipt(task)
+    return [f"{path}: is not as it was written"] if path else []

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError, nearest
-from pipeline.files import write_atomically
+from pipeline.files import sync_folder, write_atomically
 from pipeline.garbage import no_garbage_collection
 from pipeline.specs import STAGES
 
@@ -320,28 +320,55 @@ def now() -> str:
     return datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path, *, sync: bool = False) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Args:
+        sync: whether to wait until they are on disk.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def describe_files(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """SHA-256 and bytes of every result file in a task's folder, by relative path.
+def describe_files(
+    folder: Path, *, without: Collection[str] = (), sync: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Put a task's result files on disk; returns SHA-256 and bytes of each, by relative path.
+
+    A receipt that is written then is never there with files that a loss of power has emptied.
 
     Args:
         without: folders below it that hold no results.
+        sync: whether to wait for the disk, for the files and the folders that hold them.
+
+    Raises:
+        OSError: a file cannot be read or put on disk.
     """
-    return {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    paths = [
+        path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.name not in BOOKKEEPING
         and not path.name.startswith(".")
         and path.relative_to(folder).parts[0] not in without
+    ]
+    described = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": sha256_file(path, sync=sync),
+            "bytes": path.stat().st_size,
+        }
+        for path in paths
     }
+    if sync:
+        holders = {folder, *(parent for name in described for parent in (folder / name).parents)}
+        for holder in sorted(holders - set(folder.parents)):
+            sync_folder(holder)
+    return described
 
 
 def damaged_files(folder: Path, receipt: Receipt, names: Collection[str] | None = None) -> list[str]:
