@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -21,7 +22,7 @@ from pipeline.manifest import Manifest, Task
 from pipeline.plan import plan
 from pipeline.preflight import preflight
 from pipeline.specs import Resources
-from pipeline.states import ALIVE, is_done, pending_tasks
+from pipeline.states import ALIVE, done_tasks, pending_tasks
 from slurm.local import visible_gpus
 
 
@@ -66,6 +67,7 @@ class Campaign:
         )
 
     def plan_as_json(self) -> list[dict[str, Any]]:
+        done = done_tasks(self.manifest)
         return [
             {
                 "id": task.id,
@@ -73,7 +75,7 @@ class Campaign:
                 "needs": task.needs,
                 "folder": str(self.manifest.folder(task)),
                 "resources": task.resources,
-                "done": is_done(self.manifest, task, self.manifest.receipt(task)),
+                "done": task.id in done,
             }
             for task in self.manifest.tasks
         ]
@@ -90,8 +92,13 @@ class Campaign:
             _require_writable(folder)
         with lock(self.folder / "manifest.lock") as held:
             active = self._carry_over_jobs(cluster)
+            active, overtaken = self._overtaken(stages, active)
             pending = self._startable(pending_tasks(self.manifest, stages, active), active)
             preflight(pending)
+            still = {task.id for task in pending_tasks(self.manifest, stages, active)}
+            pending = [task for task in pending if task.id in still]  # another experiment shares the store
+            if overtaken:
+                slurm.cancel(overtaken)
             self.manifest.write(self.path)
             if not pending and not active:
                 view.print_nothing_to_do(self.folder)
@@ -111,30 +118,96 @@ class Campaign:
         return self._wait([task for task in self.manifest.tasks if task.id in asked])
 
     def _carry_over_jobs(self, cluster: Cluster) -> set[str]:
-        """Take the job ids of an earlier launch; returns the tasks whose jobs are alive."""
+        """Take the job ids of an earlier launch; returns the tasks whose jobs are alive.
+
+        Raises:
+            UserError: jobs are alive of tasks that the experiment has no more, or while it is to run here.
+        """
         jobs: dict[str, str] = {}
         if self.path.is_file():
             before = Manifest.read(self.path)
-            keys = {task.id: task.key for task in before.tasks}
-            jobs = {
-                task.id: before.jobs[task.id]
-                for task in self.manifest.tasks
-                if task.id in before.jobs and keys[task.id] == task.key
-            }
-            if before.cluster == "local":  # its jobs ended with its launcher
-                jobs = {}
-            if before.submitting and cluster.name == "slurm":  # a launcher that died while it submitted them
-                slurm.cancel_named(before.submitting)
+            if before.cluster == "slurm" and cluster.name == "local":
+                self._require_ended(before)
+            elif before.cluster == "slurm":  # the jobs of a local launch ended with its launcher
+                jobs = self._jobs_of_unchanged_tasks(before)
+                if before.submitting:  # a launcher that died while it submitted them
+                    slurm.cancel_named(before.submitting)
         self.manifest = replace(self.manifest, jobs=jobs, cluster=cluster.name)
-        unfinished = {
-            task.id: jobs[task.id]
-            for task in self.manifest.tasks
-            if task.id in jobs and not is_done(self.manifest, task, self.manifest.receipt(task))
-        }
-        if cluster.name == "local" or not unfinished:
-            return set()
-        states = slurm.job_states(sorted(set(unfinished.values())))
+        done = done_tasks(self.manifest)
+        unfinished = {task: job for task, job in jobs.items() if task not in done}
+        states = slurm.job_states(sorted(set(unfinished.values()))) if unfinished else {}
+        for task, job in unfinished.items():
+            if job in states and states[job].state == "COMPLETED":
+                with contextlib.suppress(OSError):  # a network file system then looks for its receipt
+                    os.listdir(self.manifest.folder(self.manifest.task(task)))
         return {task for task, job in unfinished.items() if job in states and states[job].state in ALIVE}
+
+    def _require_ended(self, before: Manifest) -> None:
+        """Raises UserError where Slurm has, or may have, jobs of an earlier launch that are to run here."""
+        done = done_tasks(before)
+        jobs = sorted({job for task, job in before.jobs.items() if task not in done})
+        if not jobs and not before.submitting:
+            return
+        if not slurm.available():
+            raise UserError(
+                "jobs of this experiment were given to Slurm, which cannot be asked from here:"
+                f" launch it there, or remove {self.path} if they have ended"
+            )
+        if any(state.state in ALIVE for state in slurm.job_states(jobs).values()) or before.submitting:
+            raise UserError(
+                "jobs of this experiment are on Slurm: use --cluster slurm, or end them with"
+                f" `python -m pipeline.launch cancel {self.experiment.name}`"
+            )
+
+    def _jobs_of_unchanged_tasks(self, before: Manifest) -> dict[str, str]:
+        """An earlier launch's job ids of tasks that are as they were; tables are made anew all the same.
+
+        Raises:
+            UserError: jobs of other tasks are alive.
+        """
+        was = {task.id: task.key for task in before.tasks}
+        kept = {
+            task.id: before.jobs[task.id]
+            for task in self.manifest.tasks
+            if task.id in before.jobs and was[task.id] == task.key
+        }
+        ours = set(kept.values())
+        others = {
+            before.jobs[task.id]: task.stage
+            for task in before.tasks
+            if task.id in before.jobs and before.jobs[task.id] not in ours
+        }
+        states = slurm.job_states(sorted(others)) if others else {}
+        alive = [job for job in others if job in states and states[job].state in ALIVE]
+        lost = [job for job in alive if others[job] != "aggregate"]
+        if lost:
+            raise UserError(
+                f"{len(lost)} jobs are queued or running of tasks that this experiment had before it was"
+                f" changed: `python -m pipeline.launch cancel {self.experiment.name}` ends them; or give the"
+                " changed one another name"
+            )
+        if alive:
+            slurm.cancel(alive)
+        return kept
+
+    def _overtaken(self, stages: Sequence[str], active: set[str]) -> tuple[set[str], list[str]]:
+        """Tasks with live jobs that need one which is to run first: these wait for what will not come.
+
+        Returns:
+            The tasks whose jobs may stay, and the ids of the jobs that may not.
+        """
+        stay = set(active)
+        while stay:
+            coming = {task.id for task in pending_tasks(self.manifest, stages, stay)}
+            late = {
+                task.id
+                for task in self.manifest.tasks
+                if task.id in stay and task.stage in stages and not coming.isdisjoint(task.needs)
+            }
+            stay -= late
+            if not late:
+                break
+        return stay, sorted({self.manifest.jobs[task] for task in active - stay})
 
     def _startable(self, pending: list[Task], active: set[str]) -> list[Task]:
         """Leave out, with a word, the tasks whose needs neither are done nor will be run.
@@ -169,7 +242,7 @@ class Campaign:
         local = [
             slurm.LocalJob(
                 name=job.name,
-                call=TaskJob(self.path, [task.id for task in job.tasks]),
+                call=TaskJob(self.path, job.tasks),
                 request=request_of(job.resources, gpu_there=bool(visible_gpus())),
                 after_ok=() if job.any_outcome else job.after,
                 after_any=job.after if job.any_outcome else (),
@@ -186,7 +259,7 @@ class Campaign:
         """Submit what is pending; each array waits for those of its needs that have, or get, a live job."""
         assert profile is not None
         coming = active | {task.id for task in pending}
-        for array in arrays(pack(pending)):
+        for array in arrays(pack(pending), active):
             needed = [need for need in array[0].tasks[0].needs if need in coming]
             before = dict.fromkeys(self.manifest.jobs[need] for need in needed)
             if array[0].any_outcome:  # whole arrays: ten thousand ids do not fit on a command line
@@ -197,7 +270,7 @@ class Campaign:
             self.manifest = replace(self.manifest, submitting=name)
             self.manifest.write(self.path)
             ids = slurm.submit_array(
-                [TaskJob(self.path, [task.id for task in job.tasks]) for job in array],
+                [TaskJob(self.path, job.tasks) for job in array],
                 name=name,
                 request=profile.request(
                     array[0].stage, request_of(array[0].resources, gpu_there=profile.has_gpus)

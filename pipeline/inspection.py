@@ -49,6 +49,8 @@ def cancel(folder: Path) -> int:
         alive = sorted(job for job, state in states.items() if state.state in ALIVE)
         if alive:
             slurm.cancel(alive)
+        if manifest.submitting:  # by a launcher that died
+            slurm.cancel_named(manifest.submitting)
     print(f"cancelled {len(alive)} jobs" if alive else "nothing to cancel")
     return 0
 

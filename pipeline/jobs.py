@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -66,13 +67,18 @@ def pack(pending: Iterable[Task]) -> list[Job]:
     return jobs
 
 
-def arrays(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs that can be submitted as one array: the same stage, resources and dependencies."""
+def arrays(jobs: Iterable[Job], alive: Collection[str] = ()) -> list[list[Job]]:
+    """Jobs that can be submitted as one array: the same stage, resources and dependencies.
+
+    Args:
+        jobs: of :func:`pack`.
+        alive: tasks whose jobs an earlier launch submitted; whoever needs them waits for these too.
+    """
     groups: dict[tuple, list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.stage, job.after, repr(sorted(job.tasks[0].resources.items()))), []).append(
-            job
-        )
+        waits = () if job.any_outcome else tuple(need for need in job.tasks[0].needs if need in alive)
+        resources = repr(sorted(job.tasks[0].resources.items()))
+        groups.setdefault((job.stage, job.after, waits, resources), []).append(job)
     return list(groups.values())
 
 
@@ -85,12 +91,17 @@ class TaskJob:
 
     Stopped by a signal, it asks Slurm to queue it again; the next start goes on from the last checkpoint.
     The launcher's choice of permissions comes along, whatever the job's environment.
+
+    Args:
+        manifest: the manifest.
+        tasks: to run; one that has another key in the manifest by then is refused.
     """
 
     installs_stop_flag = True
 
-    def __init__(self, manifest: Path, tasks: Collection[str]) -> None:
-        self.manifest, self.tasks = manifest.absolute(), tuple(tasks)
+    def __init__(self, manifest: Path, tasks: Iterable[Task]) -> None:
+        self.manifest = manifest.absolute()
+        self.tasks = {task.id: task.key for task in tasks}
         self.umask = chosen_umask()
 
     def __call__(self) -> None:
@@ -102,9 +113,22 @@ class TaskJob:
 
         log = _log_of_this_job()
         failed = []
-        for task in self.tasks:
+        worked = False
+
+        def no_more_time() -> bool:  # Slurm warns of the time limit, and this task began the job
+            return stop.number == signal.SIGUSR2 and not worked
+
+        for task, key in self.tasks.items():
             try:
-                run_task(self.manifest, task, stop_requested=stop, log=log, patience_s=PATIENCE_S)
+                worked |= run_task(
+                    self.manifest,
+                    task,
+                    key=key,
+                    stop_requested=stop,
+                    no_more_time=no_more_time,
+                    log=log,
+                    patience_s=PATIENCE_S,
+                )
             except Interrupted:
                 if "SLURM_JOB_ID" in os.environ:
                     slurm.requeue()

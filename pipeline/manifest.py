@@ -74,6 +74,8 @@ class Receipt:
         started, ended: ISO 8601, UTC.
         seconds: wall-clock time of the successful run.
         device_seconds: training time times ranks, on ``device`` (``cpu`` or ``cuda``).
+        inputs: which results it was made of (``pipeline.states.inputs_of``).
+        sum: SHA-256 of the file up to this entry, its last; empty before it is read from there.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -92,11 +94,14 @@ class Receipt:
     device_seconds: float = 0.0
     peak_memory_bytes: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    inputs: str = ""
+    sum: str = field(default="", compare=False)
     format: int = FORMAT
 
     def write(self, folder: Path, *, sync: bool = True) -> None:
-        """Write ``receipt.json``; its last entry, ``sum``, is the SHA-256 of all bytes before it."""
-        head = _as_text(asdict(self)).removesuffix("\n}").encode()
+        """Write ``receipt.json``."""
+        said = {name: value for name, value in asdict(self).items() if name != "sum"}
+        head = _as_text(said).removesuffix("\n}").encode()
         content = head + _SUM + hashlib.sha256(head).hexdigest().encode() + _SUM_END
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "receipt.json", content, sync=sync)
@@ -107,17 +112,16 @@ class Receipt:
 
         Raises:
             UserError: the folder was written by another format version.
+            OSError: it is there and cannot be read now.
         """
         try:
             with open(f"{folder}/receipt.json", "rb", buffering=0) as file:
                 content = file.read()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
-        head, mark, said_sum = content.rpartition(_SUM)
-        if mark:  # those of the first versions have none
-            if said_sum != hashlib.sha256(head).hexdigest().encode() + _SUM_END:
-                return None
-            content = head + b"\n}"
+        head, mark, said_sum = content.rpartition(_SUM)  # those of the first versions have none
+        if mark and said_sum != hashlib.sha256(head).hexdigest().encode() + _SUM_END:
+            return None
         receipt = _read_strictly(_RECEIPTS, content)
         if receipt is None or receipt.format != FORMAT:
             said = _object_in(content)

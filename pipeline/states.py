@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from pipeline.stages.work import read_progress
 if TYPE_CHECKING:
     from slurm import JobState
 
-RUNNING = ("RUNNING", "COMPLETING")  # Slurm's words
-QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
+# Slurm's words
+RUNNING = ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
 ALIVE = RUNNING + QUEUED
 ORDER = ("done", "running", "queued", "failed", "cancelled", "waiting")
 
@@ -35,12 +37,29 @@ class TaskState:
     log: str | None = None
 
 
-def is_done(manifest: Manifest, task: Task, receipt: Receipt | None) -> bool:
-    """Whether a task needs no run. An aggregation that lacked tasks which are there now does."""
-    if receipt is None or task.stage != "aggregate":
-        return receipt is not None
-    missing = set(receipt.metrics.get("unfinished", ()))
-    return not any(need in missing and manifest.receipt(manifest.task(need)) for need in task.needs)
+def inputs_of(task: Task, receipts: Mapping[str, Receipt | None]) -> str:
+    """Which results a task read or would read: a SHA-256 over the receipts of what it needs, where they are.
+
+    Empty where one of them is of a version that wrote no checksum.
+    """
+    sums = ["" if receipt is None else receipt.sum or "?" for receipt in map(receipts.get, task.needs)]
+    return "" if "?" in sums else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def is_done(task: Task, receipts: Mapping[str, Receipt | None]) -> bool:
+    """Whether a task needs no run: it has a receipt, made of what the tasks that it needs have now.
+
+    Args:
+        receipts: its own and those of its needs, by task id.
+    """
+    receipt = receipts.get(task.id)
+    if receipt is None:
+        return False
+    missing = set(receipt.metrics.get("unfinished", ())) if task.stage == "aggregate" else ()
+    if any(need in missing and receipts.get(need) is not None for need in task.needs):
+        return False
+    now = inputs_of(task, receipts)
+    return not receipt.inputs or not now or receipt.inputs == now
 
 
 def pending_tasks(manifest: Manifest, stages: Iterable[str], active: Iterable[str] = ()) -> list[Task]:
@@ -54,8 +73,10 @@ def pending_tasks(manifest: Manifest, stages: Iterable[str], active: Iterable[st
     stages, active = set(stages), set(active)
     pending: list[Task] = []
     unfinished: set[str] = set()
+    receipts: dict[str, Receipt | None] = {}
     for task in manifest.tasks:
-        done = unfinished.isdisjoint(task.needs) and is_done(manifest, task, manifest.receipt(task))
+        receipts[task.id] = manifest.receipt(task)
+        done = unfinished.isdisjoint(task.needs) and is_done(task, receipts)
         if not done and task.id in active:
             unfinished.add(task.id)
         elif not done and task.stage in stages:
@@ -67,7 +88,7 @@ def pending_tasks(manifest: Manifest, stages: Iterable[str], active: Iterable[st
 def done_tasks(manifest: Manifest) -> set[str]:
     """The ids of the tasks that need no run."""
     receipts = {task.id: manifest.receipt(task) for task in manifest.tasks}
-    return {task.id for task in manifest.tasks if is_done(manifest, task, receipts[task.id])}
+    return {task.id for task in manifest.tasks if is_done(task, receipts)}
 
 
 def task_states(

@@ -35,10 +35,14 @@ WAIT_S = 60.0  # for Slurm to end this process after a requeue
 
 
 class StopFlag:
-    """Turns SIGUSR2 and SIGTERM into a question: ``if stop(): …``."""
+    """Turns SIGUSR2 and SIGTERM into a question: ``if stop(): …``.
+
+    Attributes:
+        number: the first of these signals that came, None before.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.number: int | None = None
 
     def install(self) -> StopFlag:
         """Replace the handlers of both signals, submitit's among them. Main thread only."""
@@ -48,10 +52,10 @@ class StopFlag:
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.number = self.number or number
 
     def __call__(self) -> bool:
-        return self.requested
+        return self.number is not None
 
 
 def release_signals() -> None:

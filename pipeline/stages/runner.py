@@ -42,6 +42,7 @@ from pipeline.manifest import (
 from pipeline.ranks import Ranks, host, rank_environment
 from pipeline.specs import STAGES, Resources
 from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
+from pipeline.states import inputs_of, is_done
 
 INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same command goes on
 RANK_LOST = 76  # exit code: another rank was not heard from any more
@@ -57,16 +58,21 @@ def run_task(
     manifest_path: Path,
     task_id: str,
     *,
+    key: str | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
+    no_more_time: Callable[[], bool] = lambda: False,
     log: str | None = None,
     patience_s: float = 0,
-) -> None:
+) -> bool:
     """Run a task of a manifest unless it is done. (An aggregation is never done: it reads what is there now.)
 
     Args:
         manifest_path: the manifest.
         task_id: which of its tasks.
+        key: that the task must have; None: whichever it has.
         stop_requested: asked at step boundaries; true makes the stage stop after a checkpoint.
+        no_more_time: asked of a task that was stopped and keeps no checkpoint: whether it had all the time
+            that a job gets. To start it again would not help.
         log: the file that this process's errors go to, for ``error.json``.
         patience_s: how long to wait for the receipts of the tasks it needs, which a shared file system may
             show later than Slurm starts this job.
@@ -78,10 +84,12 @@ def run_task(
     """
     manifest = Manifest.read(manifest_path)
     task = manifest.task(task_id)
+    if key not in (None, task.key):
+        raise UserError(f"{task.id} is not what this job was submitted for: the experiment was changed since")
     ranks = rank_environment()
-    if task.stage != "aggregate" and manifest.receipt(task) is not None:
+    if task.stage != "aggregate" and _is_done(manifest, task):
         print(f"{task.id}: done before", flush=True)
-        return
+        return False
     folder = manifest.folder(task)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +111,7 @@ def run_task(
             task=task,
             folder=folder,
             inputs=_inputs(manifest, task, ranks, patience_s),
-            everything=_everything(manifest, task) if task.stage == "aggregate" else [],
+            everything=_everything(manifest, task, look_twice=patience_s > 0),
             resources=Resources.model_validate(task.resources),
             ranks=ranks,
             stop_requested=stop_requested,
@@ -119,8 +127,16 @@ def run_task(
             if task.stage == "aggregate":
                 _publish(folder, receipt.files, manifest_path.parent / "tables")
             print(f"{task.id}: done in {seconds:.1f} s", flush=True)
+        return True
     except Interrupted:
-        raise
+        if task.stage == "pretrain" or not no_more_time():
+            raise
+        late = UserError(
+            f"{task.id} does not fit into the {work.resources.minutes} minutes of its job:"
+            f" resources.{task.stage}.minutes must be more"
+        )
+        _leave_error(folder, late, ranks, log)
+        raise late from None
     except Exception as error:
         shown = storage_error(error, folder) or error
         _leave_error(folder, shown, ranks, log)
@@ -148,11 +164,25 @@ def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -
         device_seconds=round(outcome.device_seconds, 3),
         peak_memory_bytes=outcome.peak_memory_bytes,
         versions=_versions(),
+        inputs=inputs_of(task, _read_by(work)),
     )
     receipt.write(work.folder)
     for name in outcome.discard:  # only now: until there is a receipt, a restart needs them
         shutil.rmtree(work.folder / name, ignore_errors=True)
     return receipt
+
+
+def _is_done(manifest: Manifest, task: Task) -> bool:
+    receipts = {task.id: manifest.receipt(task)}
+    if receipts[task.id] is not None:
+        receipts |= {need: manifest.receipt(manifest.task(need)) for need in task.needs}
+    return is_done(task, receipts)
+
+
+def _read_by(work: Work) -> dict[str, Receipt | None]:
+    """The receipts of the tasks whose results a stage was given, by task id."""
+    given: list[Done | Entry] = [done for several in work.inputs.values() for done in several]
+    return {each.task.id: each.receipt for each in given + work.everything}
 
 
 def _inputs(manifest: Manifest, task: Task, ranks: Ranks, patience_s: float) -> dict[str, list[Done]]:
@@ -167,8 +197,7 @@ def _inputs(manifest: Manifest, task: Task, ranks: Ranks, patience_s: float) -> 
             if time.monotonic() >= deadline:
                 raise UserError(f"{task.id} needs {need.id}, which is not done ({folder})")
             time.sleep(POLL_S)
-            with contextlib.suppress(OSError):
-                os.listdir(folder)  # a network file system then looks for new files
+            _look_for_new_files(folder)
         if ranks.local_rank == 0:  # one a node: each may have its own copy in memory
             _require_sound(need, folder, receipt, manifest.experiment.get("name", ""))
         inputs.setdefault(need.stage, []).append(Done(need, folder, receipt))
@@ -191,16 +220,33 @@ def _require_sound(task: Task, folder: Path, receipt: Receipt, experiment: str) 
     _sound.add((str(folder), task.key))
 
 
+def _look_for_new_files(folder: Path) -> None:
+    """Have a network file system ask its server what is in a folder."""
+    with contextlib.suppress(OSError):
+        os.listdir(folder)
+
+
 @no_garbage_collection()
-def _everything(manifest: Manifest, task: Task) -> list[Entry]:
-    """Every other task; one whose log is drawn and damaged failed. Predictions are checked when read."""
-    entries = []
+def _everything(manifest: Manifest, task: Task, *, look_twice: bool = False) -> list[Entry]:
+    """For an aggregation every other task; one whose log is drawn and damaged failed.
+
+    Predictions are checked when they are read.
+
+    Args:
+        look_twice: for receipts that a shared file system may show late.
+    """
+    entries: list[Entry] = []
+    if task.stage != "aggregate":
+        return entries
     for other in manifest.tasks:
         if other.id == task.id:
             continue
         folder = manifest.folder(other)
         receipt = Receipt.read(folder, other.key)
         error = read_error(folder) if receipt is None else None
+        if look_twice and receipt is None and error is None:
+            _look_for_new_files(folder)
+            receipt = Receipt.read(folder, other.key)
         drawn = ["log.jsonl"] if other.stage == "pretrain" else []
         if receipt is not None and drawn and (problems := damaged_files(folder, receipt, drawn)):
             receipt, error = None, {"kind": "Damaged", "message": problems[0]}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 import slurm
+from pipeline import inspection
 from pipeline.campaign import Campaign
+from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
+from pipeline.manifest import Receipt, Task
 from slurm import JobState
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
@@ -20,10 +25,20 @@ class FakeSlurm:
     def __init__(self) -> None:
         self.arrays: list[dict] = []
         self.states: dict[str, JobState] = {}
+        self.cancelled: list[str] = []
+        self.submitted = 100
 
     def submit_array(self, calls, **options) -> list[str]:
-        self.arrays.append(options)
-        return [f"{100 + len(self.arrays)}_{number}" for number in range(len(calls))]
+        self.submitted += 1
+        ids = [f"{self.submitted}_{number}" for number in range(len(calls))]
+        tasks = {task for call in calls for task in call.tasks}
+        self.arrays.append({**options, "ids": ids, "tasks": tasks})
+        return ids
+
+    def all_are(self, state: str, **but: str) -> None:
+        """From now on every job so far is in that state, but for those named by their id."""
+        ids = [job for array in self.arrays for job in array["ids"]]
+        self.states = {job: JobState(but.get(f"job{job}", state)) for job in ids}
 
 
 @pytest.fixture
@@ -32,23 +47,33 @@ def fake(monkeypatch) -> FakeSlurm:
     monkeypatch.setattr(slurm, "require_controller", lambda: None)
     monkeypatch.setattr(slurm, "submit_array", fake.submit_array)
     monkeypatch.setattr(slurm, "job_states", lambda ids: fake.states)
+    monkeypatch.setattr(slurm, "cancel", fake.cancelled.extend)
     return fake
 
 
-def campaign(folder: Path) -> Campaign:
+STAGES = ("shard", "pretrain", "finetune", "aggregate")
+
+
+def campaign(folder: Path, *settings: str, cluster: str | None = None) -> Campaign:
     profile = folder / "site.yaml"
     profile.write_text("device: cpu\n")
     return Campaign(
-        load_experiment(TINY, ["methods={supervised: {}}"]),
+        load_experiment(TINY, ["methods={supervised: {}}", *settings]),
         store=folder / "store",
         runs=folder / "runs",
-        cluster=str(profile),
+        cluster=cluster or str(profile),
     )
+
+
+def leave_receipt(launched: Campaign, task: Task, **changes) -> None:
+    said = dict(metrics={}, files={}, started="", ended="", seconds=1.0, hosts=["h"], world_size=1)
+    receipt = Receipt(key=task.key, task=task.id, stage=task.stage, **{**said, **changes})
+    receipt.write(launched.manifest.folder(task))
 
 
 def test_each_array_waits_for_the_jobs_of_what_it_needs(tmp_path, fake):
     launched = campaign(tmp_path)
-    launched.launch(["shard", "pretrain", "finetune", "aggregate"])
+    launched.launch(STAGES)
     jobs = launched.manifest.jobs
     assert fake.arrays[0]["name"].startswith("tiny-shard-")
     for array in fake.arrays[1:]:
@@ -91,3 +116,107 @@ def test_jobs_of_a_launcher_that_died_while_submitting_are_found_by_their_name(t
     assert cancelled == [orphans] and fake.arrays[0]["name"] != orphans
     campaign(tmp_path).launch(["shard"])
     assert cancelled == [orphans], "once"
+
+
+def test_cancel_finds_the_jobs_of_a_launcher_that_died_while_submitting(tmp_path, fake, monkeypatch):
+    cancelled = []
+    monkeypatch.setattr(slurm, "cancel_named", cancelled.append)
+
+    def die(calls, **options):
+        fake.arrays.append(options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(slurm, "submit_array", die)
+        campaign(tmp_path).launch(["shard"])
+    inspection.cancel(tmp_path / "runs" / "tiny")
+    assert cancelled == [fake.arrays[0]["name"]]
+
+
+def test_each_array_waits_for_its_own_of_the_pretrainings_that_an_earlier_launch_submitted(tmp_path, fake):
+    first = campaign(tmp_path)
+    first.launch(["shard", "pretrain"])
+    pretrainings = {task: job for task, job in first.manifest.jobs.items() if task.startswith("pretrain/")}
+    assert len(set(pretrainings.values())) == 2
+    fake.all_are("RUNNING")
+    fake.arrays.clear()
+    campaign(tmp_path).launch(STAGES)
+    finetunings = [array for array in fake.arrays if "-finetune-" in array["name"]]
+    assert len(finetunings) == 2
+    for array in finetunings:
+        needed = {need for task in array["tasks"] for need in first.manifest.task(task).needs}
+        assert set(array["after_ok"]) == {first.manifest.jobs[need] for need in needed}
+
+
+def test_jobs_of_tasks_that_the_experiment_has_no_more_are_not_forgotten(tmp_path, fake):
+    campaign(tmp_path).launch(STAGES)
+    fake.all_are("PENDING")
+    submitted = len(fake.arrays)
+    with pytest.raises(UserError, match=r"4 jobs .* `python -m pipeline.launch cancel tiny`"):
+        campaign(tmp_path, "pretrain.epochs=7").launch(STAGES)
+    assert len(fake.arrays) == submitted and not fake.cancelled
+    fake.all_are("CANCELLED")
+    campaign(tmp_path, "pretrain.epochs=7").launch(STAGES)
+
+
+def test_tables_that_get_more_rows_wait_for_these_too(tmp_path, fake):
+    first = campaign(tmp_path)
+    first.launch(STAGES)
+    tables = first.manifest.jobs["aggregate/tiny"]
+    fake.all_are("PENDING")
+    fake.arrays.clear()
+    campaign(tmp_path, "finetune.fractions=[0.01, 0.1, 0.5]").launch(STAGES)
+    assert fake.cancelled == [tables]
+    assert [array["name"].split("-")[1] for array in fake.arrays] == ["finetune", "finetune", "aggregate"]
+
+
+def test_what_waits_for_a_job_that_failed_waits_for_the_new_one(tmp_path, fake):
+    """Else Slurm cancels it, or it makes tables without these results."""
+    first = campaign(tmp_path)
+    first.launch(STAGES)
+    jobs = first.manifest.jobs
+    failed = jobs["pretrain/tiny-supervised-vit-s0"]
+    behind = {job for task, job in jobs.items() if task.startswith("finetune/tiny-supervised-vit")}
+    fake.all_are("PENDING", **{f"job{failed}": "FAILED"})
+    fake.arrays.clear()
+    campaign(tmp_path).launch(STAGES)
+    assert set(fake.cancelled) == behind | {jobs["aggregate/tiny"]}
+    assert [array["name"].split("-")[1] for array in fake.arrays] == ["pretrain", "finetune", "aggregate"]
+
+
+def test_receipt_that_cannot_be_read_now_is_not_thrown_away(tmp_path, fake, monkeypatch):
+    launched = campaign(tmp_path)
+    task = launched.manifest.tasks[0]
+    leave_receipt(launched, task)
+    path = launched.manifest.folder(task) / "receipt.json"
+
+    def stale(name, *arguments, **options):
+        if str(name) == str(path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(name))
+        return open(name, *arguments, **options)
+
+    monkeypatch.setattr("pipeline.manifest.open", stale, raising=False)
+    with pytest.raises(OSError, match="Stale"):
+        campaign(tmp_path).launch(STAGES)
+    assert path.exists() and not fake.arrays
+
+
+def test_what_ended_while_a_launch_was_being_checked_is_left_alone(tmp_path, fake, monkeypatch):
+    """Another experiment may share the store."""
+    launched = campaign(tmp_path)
+    task = launched.manifest.tasks[0]
+    monkeypatch.setattr("pipeline.campaign.preflight", lambda pending: leave_receipt(launched, task))
+    launched.launch(["shard"])
+    assert launched.manifest.receipt(task) is not None and not fake.arrays
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "STOPPED", "REQUEUE_HOLD"])
+def test_nothing_runs_here_while_slurm_has_jobs_of_it(tmp_path, fake, monkeypatch, state):
+    campaign(tmp_path).launch(STAGES)
+    fake.all_are(state)
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    with pytest.raises(UserError, match="on Slurm"):
+        campaign(tmp_path, cluster="local").launch(STAGES)
+    monkeypatch.setattr(slurm, "available", lambda: False)
+    with pytest.raises(UserError, match="cannot be asked from here"):
+        campaign(tmp_path, cluster="local").launch(STAGES)

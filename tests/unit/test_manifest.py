@@ -128,7 +128,9 @@ def test_receipt_does_not_count_with_any_bit_flipped_or_any_byte_missing(tmp_pat
 
 
 def test_receipt_of_a_version_that_wrote_no_sum_counts(tmp_path):
-    write_json(tmp_path / "receipt.json", asdict(make_receipt("k1")))
+    said = asdict(make_receipt("k1"))
+    del said["sum"], said["inputs"]
+    write_json(tmp_path / "receipt.json", said)
     assert Receipt.read(tmp_path, "k1") == make_receipt("k1")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 from pipeline.experiment import load_experiment
 from pipeline.jobs import arrays, pack
-from pipeline.manifest import Manifest, Receipt
+from pipeline.manifest import Manifest, Receipt, write_json
 from pipeline.plan import plan
-from pipeline.states import pending_tasks
+from pipeline.states import done_tasks, inputs_of, pending_tasks
 
 
 def tasks_of(*settings: str):
@@ -95,6 +97,33 @@ def test_what_depends_on_a_lost_task_runs_again_and_nothing_else(tmp_path):
     assert {task.id for task in pending_tasks(manifest, stages)} == {lost.id} | dependent
     assert len(dependent) > 10
     assert [task.id for task in pending_tasks(manifest, ("finetune",))] == []
+
+
+def test_what_was_made_of_an_earlier_result_is_not_done_in_whatever_order_stages_are_launched(tmp_path):
+    tasks = plan(load_experiment("quickstart"))
+    manifest = Manifest({}, str(tmp_path), tasks)
+    receipts: dict[str, Receipt] = {}
+    for task in tasks:
+        made = replace(receipt(task), inputs=inputs_of(task, receipts))
+        made.write(manifest.folder(task))
+        receipts[task.id] = manifest.receipt(task)
+    stages = ("shard", "pretrain", "finetune", "aggregate")
+    assert pending_tasks(manifest, stages) == []
+    again = manifest.task("pretrain/digits-dino-cnn-s0")  # was launched alone, and is done again
+    replace(receipts[again.id], seconds=7.0).write(manifest.folder(again))
+    dependent = {task.id for task in tasks if again.id in task.needs}
+    assert {task.id for task in pending_tasks(manifest, stages)} == dependent
+    assert done_tasks(manifest) == {task.id for task in tasks} - dependent
+
+
+def test_results_of_a_version_that_wrote_no_sums_are_done(tmp_path):
+    tasks = plan(load_experiment("quickstart"))
+    manifest = Manifest({}, str(tmp_path), tasks)
+    for task in tasks:
+        said = asdict(receipt(task))
+        del said["sum"], said["inputs"]
+        write_json(manifest.folder(task) / "receipt.json", said)
+    assert len(done_tasks(manifest)) == len(tasks)
 
 
 def test_tables_that_lacked_a_task_are_made_again_once_it_is_there(tmp_path):

@@ -76,7 +76,7 @@ def manifest(tmp_path, monkeypatch):
     """A manifest with one task, whose stage raises what ``error`` is set to."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     task = Task("shard/x", "shard", {}, (), "0" * 64)
-    found = SimpleNamespace(path=tmp_path / "manifest.json", folder=tmp_path / task.folder, error=None)
+    found = SimpleNamespace(path=tmp_path / "manifest.json", folder=tmp_path / task.folder, task=task, error=None)
     Manifest({"name": "x"}, str(tmp_path), (task,)).write(found.path)
 
     def run(work):
@@ -104,7 +104,7 @@ def own_process(monkeypatch):
 def test_error_of_a_task_is_written_and_printed_without_secrets(manifest, own_process, capfd, kind):
     manifest.error = kind(f"cannot log in with {TOKEN}")
     with pytest.raises(JobFailed):
-        TaskJob(manifest.path, ["shard/x"])()
+        TaskJob(manifest.path, [manifest.task])()
     text = (manifest.folder / "error.json").read_text()
     assert TOKEN not in text
     said = json.loads(text)
@@ -138,7 +138,7 @@ def test_commands_set_their_umask_and_end_without_secrets(manifest, own_process,
 def test_job_takes_the_launchers_umask_along(manifest, own_process, monkeypatch):
     """Jobs may start without the launcher's environment (sbatch --export=NONE)."""
     monkeypatch.setenv("CASS_UMASK", "007")
-    job = TaskJob(manifest.path, ["shard/x"])
+    job = TaskJob(manifest.path, [manifest.task])
     monkeypatch.delenv("CASS_UMASK")
     manifest.error = UserError("no images")
     os.umask(0o077)

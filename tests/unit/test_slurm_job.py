@@ -15,7 +15,7 @@ import sys
 print("imports", flush=True)
 sys.stdin.readline()
 from slurm import StopFlag
-print(StopFlag().install().requested, flush=True)
+print(StopFlag().install()(), flush=True)
 """
 
 
