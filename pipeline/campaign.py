@@ -17,7 +17,7 @@ from pipeline import view
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.jobs import Job, TaskJob, arrays, pack
-from pipeline.lock import Lock, lock
+from pipeline.lock import Lock, TakenOver, lock
 from pipeline.manifest import Manifest, Task
 from pipeline.plan import plan
 from pipeline.preflight import preflight
@@ -280,6 +280,11 @@ class Campaign:
                 after_ok=() if array[0].any_outcome else list(before),
                 after_any=list(before) if array[0].any_outcome else (),
             )
+            try:
+                held.require()
+            except TakenOver:  # whoever holds the manifest now does not know of these
+                slurm.cancel(ids)
+                raise
             self._remember(array, ids)
 
     def _remember(self, array: list[Job], ids: Sequence[str]) -> None:

@@ -1,4 +1,7 @@
-"""One launcher at a time: a file that says who holds it, since when, and that the holder is alive."""
+"""One process at a time: a file that says who holds it, since when, and that the holder is alive.
+
+A launcher holds its manifest, and the first rank of a task the task's folder.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,15 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.manifest import now
 
+
+class Held(UserError):
+    """Somebody else holds a lock."""
+
+
+class TakenOver(UserError):
+    """A lock that was held is somebody else's now."""
+
+
 BEAT_S = 5.0
 DEAD_S = 30.0  # a holder elsewhere that has not counted up for so long, while we looked, is gone
 _UNSEEN = "unseen"  # in place of the start of a process that is there, and of which no more can be told
@@ -36,7 +48,7 @@ class Lock:
         """Call before every step that must not be done twice.
 
         Raises:
-            UserError: another launcher has taken the lock over, because this process stood still.
+            TakenOver: another process has taken the lock over, because this one stood still.
         """
         try:
             held = os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
@@ -44,8 +56,8 @@ class Lock:
             held = False
         if not held:
             holder = lock_holder(self.path) or {}
-            raise UserError(
-                f"{self.path} is no longer held by this launcher: it stood still for more than"
+            raise TakenOver(
+                f"{self.path} is no longer held by this process: it stood still for more than"
                 f" {DEAD_S:.0f} s, and {_who(holder)} has taken over"
             )
 
@@ -67,15 +79,19 @@ class Lock:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[Lock]:
-    """Hold ``path`` as a lock for one launcher.
+def lock(path: Path, *, what: str = "the manifest") -> Iterator[Lock]:
+    """Hold ``path`` as a lock for one process.
 
     A lock is taken over if its holder was a process of this host that is no longer there, or if a holder
     elsewhere (see :func:`lock_holder`) has shown no life for ``DEAD_S`` seconds of looking. No clocks are
     compared.
 
+    Args:
+        path: of the lock's file.
+        what: it stands for, in messages.
+
     Raises:
-        UserError: another launcher holds it.
+        Held: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = {
@@ -85,14 +101,14 @@ def lock(path: Path) -> Iterator[Lock]:
         "started": _process_start(os.getpid()),
         "since": now(),
     }
-    held = _acquire(path, mine)
+    held = _acquire(path, mine, what)
     try:
         yield held
     finally:
         held.release()
 
 
-def _acquire(path: Path, mine: dict[str, Any]) -> Lock:
+def _acquire(path: Path, mine: dict[str, Any], what: str) -> Lock:
     for _ in range(3):
         # The finished file is linked into place, so no reader ever meets an empty lock.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
@@ -109,12 +125,12 @@ def _acquire(path: Path, mine: dict[str, Any]) -> Lock:
         seen = _read(path)
         holder = lock_holder(path)
         if holder is not None and not _is_dead_elsewhere(path, holder):
-            raise UserError(
-                f"the manifest is held by {_who(holder)} since {holder.get('since', '?')};"
-                f" wait for that launcher, or remove {path} if it is gone"
+            raise Held(
+                f"{what} is held by {_who(holder)} since {holder.get('since', '?')};"
+                f" wait for that process, or remove {path} if it is gone"
             )
         _remove(path, seen if holder is None else holder)
-    raise UserError(f"{path} is held by another launcher")
+    raise Held(f"{path} is held by another process")
 
 
 def lock_holder(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import shards
@@ -29,6 +29,7 @@ from pipeline.errors import (
 from pipeline.files import chosen_umask
 from pipeline.garbage import no_garbage_collection
 from pipeline.installed import check_torch
+from pipeline.lock import Held, Lock, TakenOver, lock
 from pipeline.manifest import (
     Manifest,
     Receipt,
@@ -47,6 +48,8 @@ from pipeline.states import inputs_of, is_done
 INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same command goes on
 RANK_LOST = 76  # exit code: another rank was not heard from any more
 POLL_S = 0.5
+ENDING_S = 60.0  # for a process that was told to end
+REQUIRE_S = 5.0
 
 
 def user_errors() -> tuple[type[Exception], ...]:
@@ -78,7 +81,7 @@ def run_task(
             show later than Slurm starts this job.
 
     Raises:
-        UserError: a task it needs is not done, or the input is wrong.
+        UserError: a task it needs is not done, another process runs this one, or the input is wrong.
         Interrupted: it stopped because it was asked to.
         Exception: whatever the stage raised; ``error.json`` in its folder says so too.
     """
@@ -91,58 +94,114 @@ def run_task(
         print(f"{task.id}: done before", flush=True)
         return False
     folder = manifest.folder(task)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if ranks.rank == 0:
-            (folder / "error.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
-    print(f"{task.id}: rank {ranks.rank} of {ranks.world_size} on {host()}", flush=True)
-    started, clock = now(), time.monotonic()
+    with _alone(folder, task.id, ranks) as require:
+        if ranks.rank == 0 and task.stage != "aggregate" and _is_done(manifest, task):
+            if ranks.world_size > 1:  # the others wait for this rank to meet them
+                raise UserError(f"{task.id} has been done by another process meanwhile")
+            print(f"{task.id}: done by another process meanwhile", flush=True)
+            return False
+        print(f"{task.id}: rank {ranks.rank} of {ranks.world_size} on {host()}", flush=True)
+        started, clock = now(), time.monotonic()
 
-    def rank_lost(text: str) -> None:
-        """The main thread may be waiting for that rank in a collective, for half an hour: end it all."""
-        _leave_error(folder, UserError(text), ranks, log)
-        print(f"error: {task.id}: {text}", file=sys.stderr, flush=True)
-        os._exit(RANK_LOST)
+        def rank_lost(text: str) -> None:
+            """The main thread may be waiting for that rank in a collective, for half an hour: end it all."""
+            _leave_error(folder, UserError(text), ranks, log)
+            print(f"error: {task.id}: {text}", file=sys.stderr, flush=True)
+            os._exit(RANK_LOST)
 
-    try:
-        work = Work(
-            task=task,
-            folder=folder,
-            inputs=_inputs(manifest, task, ranks, patience_s),
-            everything=_everything(manifest, task, look_twice=patience_s > 0),
-            resources=Resources.model_validate(task.resources),
-            ranks=ranks,
-            stop_requested=stop_requested,
-            rank_lost=rank_lost,
-        )
-        if task.stage in ("pretrain", "finetune"):
-            check_torch()
-        stage = importlib.import_module(f"pipeline.stages.{task.stage}")
-        outcome: Outcome = stage.run(work)
-        seconds = time.monotonic() - clock
-        if ranks.rank == 0:
-            receipt = _leave_receipt(work, outcome, started, seconds)
-            if task.stage == "aggregate":
-                _publish(folder, receipt.files, manifest_path.parent / "tables")
-            print(f"{task.id}: done in {seconds:.1f} s", flush=True)
-        return True
-    except Interrupted:
-        if task.stage == "pretrain" or not no_more_time():
+        try:
+            work = Work(
+                task=task,
+                folder=folder,
+                inputs=_inputs(manifest, task, ranks, patience_s),
+                everything=_everything(manifest, task, look_twice=patience_s > 0),
+                resources=Resources.model_validate(task.resources),
+                ranks=ranks,
+                stop_requested=lambda: require() or stop_requested(),
+                rank_lost=rank_lost,
+            )
+            if task.stage in ("pretrain", "finetune"):
+                check_torch()
+            stage = importlib.import_module(f"pipeline.stages.{task.stage}")
+            outcome: Outcome = stage.run(work)
+            seconds = time.monotonic() - clock
+            if ranks.rank == 0:
+                require(at_once=True)
+                receipt = _leave_receipt(work, outcome, started, seconds)
+                if task.stage == "aggregate":
+                    _publish(folder, receipt.files, manifest_path.parent / "tables")
+                print(f"{task.id}: done in {seconds:.1f} s", flush=True)
+            return True
+        except TakenOver:
             raise
-        late = UserError(
-            f"{task.id} does not fit into the {work.resources.minutes} minutes of its job:"
-            f" resources.{task.stage}.minutes must be more"
-        )
-        _leave_error(folder, late, ranks, log)
-        raise late from None
-    except Exception as error:
-        shown = storage_error(error, folder) or error
-        _leave_error(folder, shown, ranks, log)
-        if shown is not error:
-            raise shown from error
-        raise
+        except Interrupted:
+            if task.stage == "pretrain" or not no_more_time():
+                raise
+            late = UserError(
+                f"{task.id} does not fit into the {work.resources.minutes} minutes of its job:"
+                f" resources.{task.stage}.minutes must be more"
+            )
+            _leave_error(folder, late, ranks, log)
+            raise late from None
+        except Exception as error:
+            shown = storage_error(error, folder) or error
+            _leave_error(folder, shown, ranks, log)
+            if shown is not error:
+                raise shown from error
+            raise
+
+
+class _Require:
+    """Makes sure now and then that this process still holds its task's folder; ranks other than 0 hold none.
+
+    Raises:
+        TakenOver: it stood still for so long that another process runs the task now.
+    """
+
+    def __init__(self, held: Lock | None) -> None:
+        self.held, self.at = held, time.monotonic()
+
+    def __call__(self, *, at_once: bool = False) -> bool:
+        if self.held is not None and (at_once or time.monotonic() - self.at > REQUIRE_S):
+            self.held.require()
+            self.at = time.monotonic()
+        return False
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str, ranks: Ranks) -> Iterator[_Require]:
+    """Make a task's folder and hold it on rank 0: two processes that write one log would spoil it.
+
+    Raises:
+        Held: another process runs the task, and goes on doing so.
+        UserError: the store is not writable.
+    """
+    with contextlib.ExitStack() as stack:
+        held = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if ranks.rank == 0:
+                held = stack.enter_context(_hold(folder / ".lock", name))
+                (folder / "error.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
+        yield _Require(held)
+
+
+@contextlib.contextmanager
+def _hold(path: Path, name: str) -> Iterator[Lock]:
+    """A lock; a holder that is about to end is waited for."""
+    deadline = time.monotonic() + ENDING_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                held = stack.enter_context(lock(path, what=name))
+                break
+            except Held:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
+        yield held
 
 
 def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -> Receipt:

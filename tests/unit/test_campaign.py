@@ -118,6 +118,23 @@ def test_jobs_of_a_launcher_that_died_while_submitting_are_found_by_their_name(t
     assert cancelled == [orphans], "once"
 
 
+def test_launcher_that_was_taken_over_while_it_submitted_cancels_what_it_has_just_submitted(
+    tmp_path, fake, monkeypatch
+):
+    lock = tmp_path / "runs" / "tiny" / "manifest.lock"
+
+    def stand_still(calls, **options):
+        said = lock.read_text()
+        lock.unlink()
+        lock.write_text(said)
+        return fake.submit_array(calls, **options)
+
+    monkeypatch.setattr(slurm, "submit_array", stand_still)
+    with pytest.raises(UserError, match="no longer held"):
+        campaign(tmp_path).launch(["shard"])
+    assert fake.cancelled == fake.arrays[0]["ids"]
+
+
 def test_cancel_finds_the_jobs_of_a_launcher_that_died_while_submitting(tmp_path, fake, monkeypatch):
     cancelled = []
     monkeypatch.setattr(slurm, "cancel_named", cancelled.append)

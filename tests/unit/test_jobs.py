@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ import pytest
 
 from pipeline.jobs import JobFailed, TaskJob
 from pipeline.manifest import Manifest, Receipt, Task
+from pipeline.stages import runner
 from pipeline.stages.work import Interrupted, Outcome
 
 
@@ -85,3 +89,45 @@ def test_task_that_is_done_is_not_run_again_unless_what_it_read_was(given):
     replace(Receipt.read(folder, given.tasks[0].key), seconds=99.0).write(folder)
     job()
     assert ran == ["shard/x", "shard/y", "shard/y"]
+
+
+HOLD = "from pathlib import Path; from pipeline.lock import lock; import sys, time\n"
+HOLD += "with lock(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+
+
+def test_task_that_another_process_runs_is_left_to_it(given, monkeypatch, capfd):
+    monkeypatch.setattr(runner, "ENDING_S", 0.0)
+    folder = given.manifest.folder(given.tasks[0])
+    command = [sys.executable, "-c", HOLD, str(folder / ".lock")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    given.stage = lambda work: Outcome({})
+    job = TaskJob(given.path, given.tasks[:1])
+    with pytest.raises(JobFailed):
+        job()
+    assert f"shard/x is held by {getpass.getuser()} on" in capfd.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [".lock"], "it is the other's folder"
+    other.kill()
+    other.wait()
+    job()
+    assert given.manifest.receipt(given.tasks[0]) is not None
+    assert not (folder / ".lock").exists()
+
+
+def test_task_that_another_process_has_taken_over_leaves_nothing_more(given, monkeypatch, capfd):
+    """As a process that was stopped for a while finds it."""
+    monkeypatch.setattr(runner, "REQUIRE_S", -1.0)
+
+    def stage(work):
+        lock = work.folder / ".lock"
+        said = lock.read_text()
+        lock.unlink()
+        lock.write_text(said.replace('"pid"', '"was"'))
+        return Outcome({}) if work.task.name == "x" else Outcome({"stopped": work.stop_requested()})
+
+    given.stage = stage
+    with pytest.raises(JobFailed, match="2 of 2"):
+        TaskJob(given.path, given.tasks)()
+    assert capfd.readouterr().err.count("no longer held by this process") == 2
+    for task in given.tasks:
+        assert [path.name for path in given.manifest.folder(task).iterdir()] == [".lock"]

@@ -76,7 +76,9 @@ def manifest(tmp_path, monkeypatch):
     """A manifest with one task, whose stage raises what ``error`` is set to."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     task = Task("shard/x", "shard", {}, (), "0" * 64)
-    found = SimpleNamespace(path=tmp_path / "manifest.json", folder=tmp_path / task.folder, task=task, error=None)
+    found = SimpleNamespace(
+        path=tmp_path / "manifest.json", folder=tmp_path / task.folder, task=task, error=None
+    )
     Manifest({"name": "x"}, str(tmp_path), (task,)).write(found.path)
 
     def run(work):
