@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,7 +109,8 @@ class LocalScheduler:
 
         Jobs start in the given order as soon as what they wait for has ended and the machine has room; one
         that is larger than the machine runs alone. On any exception (KeyboardInterrupt too) the processes of
-        the running jobs are ended before it goes on.
+        the running jobs are ended before it goes on. Of a launcher that was killed, the jobs in this folder
+        get ``GOODBYE_S`` to end before the first one starts.
 
         Args:
             on_event: called with each event, at once.
@@ -118,10 +120,14 @@ class LocalScheduler:
 
         Raises:
             SlurmError: a name twice, a dependency that is none of the jobs or a circle of them, more GPUs
-                than there are, or a folder that cannot be used.
+                than there are, a folder that cannot be used, or processes of an earlier launch in it.
         """
         self._check(jobs)
         private_folder(self.folder)
+        with _alone(self.folder / "jobs.lock") as held:
+            return self._run(jobs, on_event, held)
+
+    def _run(self, jobs: Sequence[LocalJob], on_event: Callable[[JobEvent], None], held: int) -> bool:
         waiting = {job.name: job for job in jobs}
         running: dict[str, _Running] = {}
         succeeded: dict[str, bool] = {}
@@ -130,6 +136,9 @@ class LocalScheduler:
                 for name, run in list(running.items()):
                     status = run.process.poll()
                     if status is not None:
+                        if status < 0:  # killed: it could not end its ranks, which are in its group
+                            with contextlib.suppress(ProcessLookupError, PermissionError):
+                                os.killpg(run.process.pid, signal.SIGKILL)
                         del running[name]
                         succeeded[name] = status == 0
                         kind: Literal["finished", "failed"] = "finished" if status == 0 else "failed"
@@ -144,7 +153,7 @@ class LocalScheduler:
                         if not self._has_room(job, running):
                             break  # nothing overtakes a large job, or it would wait for ever
                         del waiting[name]
-                        running[name] = started = self._start(job, running)
+                        running[name] = started = self._start(job, running, held)
                         on_event(JobEvent("started", name, started.job_id, started.logs))
                 if running:
                     time.sleep(POLL_S)
@@ -181,12 +190,12 @@ class LocalScheduler:
         gpus_free = len(self.gpus) - sum(len(run.gpus) for run in running.values())
         return not running or (job.request.cpus <= cpus_free and job.request.gpus <= gpus_free)
 
-    def _start(self, job: LocalJob, running: dict[str, _Running]) -> _Running:
+    def _start(self, job: LocalJob, running: dict[str, _Running], held: int) -> _Running:
         taken = {gpu for run in running.values() for gpu in run.gpus}
         gpus = tuple(gpu for gpu in self.gpus if gpu not in taken)[: job.request.gpus]
         job_id = f"{self._prefix}-{next(self._numbers)}"
         environment = {**_environment_of_no_job(), "OMP_NUM_THREADS": str(job.request.cpus_per_rank)}
-        executor = _executor(self.folder, job_id, environment)
+        executor = _executor(self.folder, job_id, environment, held)
         executor.update_parameters(tasks_per_node=job.request.ranks)
         call = Call(_OnGpus(job.call, gpus) if gpus else job.call)
         started = executor.submit(call)
@@ -195,8 +204,47 @@ class LocalScheduler:
         return _Running(job, job_id, process, logs, job.request.cpus, gpus)
 
 
-def _executor(folder: Path, job_id: str, environment: dict[str, str]) -> LocalExecutor:
-    """Submitit's local executor with our own controller around the ranks.
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """Hold a file as long as this process, or a controller that it started, lives; yields its descriptor.
+
+    The kernel lets it go when the last of those has ended, however it did: so a launch after one that was
+    killed waits here while that one's controllers still end their ranks. On a file system without locks
+    nobody waits.
+
+    Raises:
+        SlurmError: it is held for more than ``GOODBYE_S``, or cannot be made.
+    """
+    deadline = time.monotonic() + GOODBYE_S
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SlurmError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with contextlib.suppress(OSError):
+            while not _taken(descriptor):
+                if time.monotonic() > deadline:
+                    raise SlurmError(
+                        f"processes of an earlier launch still run and hold {path}: end them (`ps` shows"
+                        " slurm.local_controller and this folder), or remove it if there are none"
+                    )
+                time.sleep(POLL_S)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    """Lock an open file unless somebody else has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _executor(folder: Path, job_id: str, environment: dict[str, str], held: int) -> LocalExecutor:
+    """Submitit's local executor with our own controller around the ranks; it inherits the open file ``held``.
 
     Submitit's own names jobs by process ids (which come again, so that new logs are appended to old ones),
     reports success whatever the ranks did, waits for the other ranks of a failed one, shares the terminal's
@@ -228,6 +276,7 @@ def _executor(folder: Path, job_id: str, environment: dict[str, str]) -> LocalEx
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    pass_fds=(held,),
                 )
             return SubmititJob(folder=folder, job_id=job_id, process=process, tasks=list(range(ranks)))
 

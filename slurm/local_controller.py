@@ -20,6 +20,16 @@ POLL_S = 0.05
 LAST_WORDS_S = 3.0
 # What ranks get to write a checkpoint when they are told to stop.
 CHECKPOINT_S = 5.0
+# A program for `python -c PARENT`: becomes its further arguments, killed by Linux when its parent ends. (That
+# is: the thread that started it, here the controller's only one.) The parent may have ended before.
+END_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the controller has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class RankController(Controller):
@@ -30,6 +40,9 @@ class RankController(Controller):
         self.pid = job_id  # what submitit puts into the names of its files
         self.launcher = launcher
         self.stopping = False
+        if sys.platform == "linux":  # elsewhere the launcher ends the ranks of a controller that was killed
+            ends = [sys.executable, "-I", "-S", "-c", END_WITH_PARENT, str(os.getpid())]
+            self.command = [*ends, *self.command]
         signal.signal(signal.SIGTERM, self._stop)
 
     def _stop(self, number: int, frame: Any) -> None:

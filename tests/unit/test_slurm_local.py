@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from slurm import LocalJob, LocalScheduler, Request, SlurmError
+from slurm import local as module
 from slurm.local import visible_gpus
 
 
@@ -176,7 +181,7 @@ class Wait:
         from slurm import StopFlag
         stop = StopFlag().install() if self.stops else (lambda: False)
         rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
-        (self.folder / f"{self.stops}.{rank}").write_text(str(os.getpid()))
+        (self.folder / f"{self.stops}.{rank}").write_text(f"{os.getpid()} {os.getppid()}")
         while not stop():
             time.sleep(0.05)
         (self.folder / f"checkpoint.{rank}").touch()
@@ -190,8 +195,9 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_a_stopped_launcher_and_checkpoints_are_written(tmp_path, number):
+@pytest.fixture
+def launched(tmp_path):
+    """A launcher of two jobs, with three ranks and a controller each, that run until they are stopped."""
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -201,13 +207,117 @@ def test_nothing_outlives_a_stopped_launcher_and_checkpoints_are_written(tmp_pat
     )
     files = [tmp_path / name for name in ("True.0", "True.1", "False.0")]
     wait_for(lambda: all(path.exists() and path.read_text() for path in files))
-    ranks = [int(path.read_text()) for path in files]
+    ranks, controllers = zip(*(map(int, path.read_text().split()) for path in files))
+    yield launcher, ranks, controllers
+    for pid in (launcher.pid, *controllers):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    launcher.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_a_stopped_launcher_and_checkpoints_are_written(tmp_path, launched, number):
+    launcher, ranks, controllers = launched
     os.killpg(launcher.pid, number)  # as a terminal's Ctrl-C does
     output, errors = launcher.communicate(timeout=30)
-    wait_for(lambda: not any(alive(pid) for pid in ranks))
+    wait_for(lambda: not any(alive(pid) for pid in (*ranks, *controllers)))
     assert (tmp_path / "checkpoint.0").exists() and (tmp_path / "checkpoint.1").exists()
     assert output.split() == (["interrupted"] if number == signal.SIGINT else [])
     assert errors == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_ranks_end_with_their_controller_if_nobody_is_left_to_end_them(launched):
+    launcher, ranks, controllers = launched
+    for pid in (launcher.pid, *set(controllers)):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(alive(pid) for pid in ranks), seconds=5)
+
+
+def test_job_of_a_killed_controller_has_failed_once_its_processes_have_ended(run, tmp_path):
+    """Its ranks and the processes that they have started: or the same command would run beside them."""
+    said = tmp_path / "pids"
+
+    def work() -> None:
+        import os
+        import subprocess
+        import time
+
+        child = subprocess.Popen(["sleep", "60"])
+        said.with_name("part").write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
+        said.with_name("part").rename(said)
+        time.sleep(60)
+
+    def kill_controller() -> None:
+        wait_for(said.exists)
+        os.kill(int(said.read_text().split()[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_controller)
+    killer.start()
+    events = run(LocalJob("job", work))
+    left = [int(pid) for pid in said.read_text().split()]
+    try:
+        assert (events[-1].kind, events[-1].exit_status) == ("failed", -signal.SIGKILL)
+        wait_for(lambda: not any(alive(pid) for pid in left), seconds=2)
+    finally:
+        killer.join()
+        for pid in filter(alive, left):
+            os.kill(pid, signal.SIGKILL)
+
+
+SLOW_TO_STOP = """
+import sys
+from pathlib import Path
+from slurm import LocalJob, LocalScheduler
+
+class Work:
+    def __init__(self, folder): self.folder = folder
+    def say(self, word):
+        with open(self.folder / "said", "a") as file:
+            file.write(f"{word} ")
+    def __call__(self):
+        import os, time
+        from slurm import StopFlag
+        stop = StopFlag().install()
+        again = (self.folder / "said").exists()
+        self.say("started")
+        while not again and not stop():
+            time.sleep(0.05)
+        time.sleep(0 if again else 3)
+        self.say("ended")
+
+folder = Path(sys.argv[1])
+LocalScheduler(folder / "logs", cpus=1).run([LocalJob("a", Work(folder))])
+"""
+
+
+def test_launch_after_a_killed_one_waits_until_its_ranks_have_ended(tmp_path):
+    command = [sys.executable, "-c", SLOW_TO_STOP, str(tmp_path)]
+    launcher = subprocess.Popen(command)
+    wait_for((tmp_path / "said").exists)
+    launcher.kill()
+    launcher.wait()
+    subprocess.run(command, check=True, timeout=60)
+    assert (tmp_path / "said").read_text().split() == ["started", "ended", "started", "ended"]
+
+
+def test_jobs_of_an_earlier_launch_that_do_not_end_are_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GOODBYE_S", 0.3)
+    run()
+    (held,) = (tmp_path / "logs").glob("*.lock")
+    with open(held) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SlurmError, match=r"processes of an earlier launch .*jobs\.lock"):
+            run(LocalJob("job", failing()))
+    assert [event.kind for event in run(LocalJob("job", writer(tmp_path / "job")))] == ["started", "finished"]
+
+
+def test_file_system_without_locks_is_no_hindrance(run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert [event.kind for event in run(LocalJob("job", writer(tmp_path / "job")))] == ["started", "finished"]
 
 
 def wait_for(condition, seconds: float = 30) -> None:
