@@ -81,6 +81,7 @@ def run(work: Work) -> Outcome:
                 world=world,
                 folder=work.folder,
                 seed=spec.seed,
+                data=index.fingerprint,
                 steps=steps,
                 probe=probe,
                 progress=work.progress,

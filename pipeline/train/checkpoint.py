@@ -119,18 +119,27 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.name[:9], path.stat().st_mtime_ns), reverse=True)
 
 
-def sound_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose bytes are those that were written, or None.
+def sound_checkpoint(
+    folder: Path,
+    *,
+    say: Callable[[str], None],
+    misfit: Callable[[dict[str, Any]], str | None] = lambda state: None,
+) -> Path | None:
+    """The newest checkpoint whose bytes are those that were written and that fits, or None.
 
     Args:
-        say: told of every damaged one that is passed over.
+        say: told of every one that is passed over, and why.
+        misfit: why a state cannot be gone on from, to be read after "checkpoint …"; None where it can.
     """
     for path in list_checkpoints(folder):
         named = _NAME.match(path.name)
         assert named is not None
+        wrong: str | None = "is damaged (its SHA-256 is not the one in its name)"
         if sha256_file(path) == named.group(2):
+            wrong = misfit(load_checkpoint(path))
+        if wrong is None:
             return path
-        say(f"checkpoint {path} is damaged (its SHA-256 is not the one in its name); trying the one before")
+        say(f"checkpoint {path} {wrong}; trying the one before")
     return None
 
 

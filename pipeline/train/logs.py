@@ -6,6 +6,7 @@ bytes as an undisturbed one. Speeds go to TensorBoard.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+LOG = "log.jsonl"
+EMPTY = hashlib.sha256().hexdigest()
 
 
 class Log:
@@ -25,10 +29,11 @@ class Log:
     """
 
     def __init__(self, folder: Path, *, position: int = 0, step: int = 0) -> None:
-        path = folder / "log.jsonl"
+        path = folder / LOG
         path.touch()
         os.truncate(path, min(position, path.stat().st_size))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._digest = hashlib.sha256(path.read_bytes())
+        self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
     def write(self, kind: str, *, step: int, epoch: float, **values: Any) -> None:
@@ -40,8 +45,10 @@ class Log:
             values: numbers, or dicts of numbers.
         """
         line = {"kind": kind, "step": step, "epoch": round(epoch, 6), **values}
-        self._file.write(json.dumps(_finite(line)) + "\n")
+        written = (json.dumps(_finite(line)) + "\n").encode()
+        self._file.write(written)
         self._file.flush()
+        self._digest.update(written)
         for name, number in _flat(values):
             self._board.add_scalar(f"{kind}/{name}", number, step)
 
@@ -50,8 +57,12 @@ class Log:
         self._board.add_scalar("step/images_per_second", images_per_second, step)
 
     def position(self) -> int:
-        """Bytes written."""
+        """Bytes of ``log.jsonl``: those kept and those written."""
         return self._file.tell()
+
+    def sha256(self) -> str:
+        """Of these bytes, whatever the disk makes of them."""
+        return self._digest.hexdigest()
 
     def sync(self) -> None:
         """Put on disk what has been written. Safe to call from another thread."""
@@ -62,9 +73,15 @@ class Log:
         self._board.close()
 
 
+def begins_with(path: Path, *, position: int, sha256: str) -> bool:
+    """Whether a file's first ``position`` bytes are there and have this SHA-256; no file is an empty one."""
+    content = path.read_bytes()[:position] if path.exists() else b""
+    return len(content) == position and hashlib.sha256(content).hexdigest() == sha256
+
+
 def read_log(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """The lines of ``log.jsonl``, of one kind or all."""
-    with open(folder / "log.jsonl", encoding="utf-8") as file:
+    with open(folder / LOG, encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     return [line for line in lines if kind in (None, line["kind"])]
 

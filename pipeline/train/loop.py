@@ -23,7 +23,7 @@ from pipeline.specs import Training
 from pipeline.train.averaging import Averaging, refresh_batch_norm
 from pipeline.train.boundary import Agreed, Boundary
 from pipeline.train.distributed import World
-from pipeline.train.logs import Log, read_log
+from pipeline.train.logs import LOG, Log, read_log
 from pipeline.train.optim import make_optimizer, set_schedule
 from pipeline.train.state import State, random_state, set_random_state
 from pipeline.train.syncbn import synchronise_batch_norm
@@ -71,6 +71,8 @@ class Trained:
 class Loop:
     """A training, where its newest sound checkpoint left it or at its start; also torch's random state is.
 
+    A checkpoint counts only with the data and the log that belong to it.
+
     Args:
         method: on the CPU or the device, with its initial weights.
         feed: training images; ``training.batch_size`` a step over all ranks.
@@ -78,6 +80,7 @@ class Loop:
         world: the ranks and this rank's device.
         folder: of the task: gets ``log.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         seed: of augmentation and of what is random in the nets.
+        data: tells the dataset from another: its index's fingerprint.
         steps: ``train``, or ``forward`` for forward passes that only refresh batch statistics.
         probe: evaluates the backbones on rank 0 each ``probe_epochs``.
         progress: told (done, total, text).
@@ -94,6 +97,7 @@ class Loop:
         world: World,
         folder: Path,
         seed: int,
+        data: str,
         steps: Literal["train", "forward"] = "train",
         probe: Probe | None = None,
         progress: Callable[[float, float, str], None] = lambda done, total, text: None,
@@ -129,8 +133,10 @@ class Loop:
             batch_size=training.batch_size,
             accumulate=training.accumulate,
             say=say,
+            log=folder / LOG,
+            data=data,
         )
-        self.first = self.state.restore()
+        self.first = self.state.restore() or 0
         feed.cut(self.state.accumulate)
         self.broken = 0  # losses not finite: in a row (skip), in all (rollback)
         self.boundary = Boundary(world)
@@ -306,7 +312,13 @@ class Loop:
             self.say(f"the loss is not finite at step {broken.step} on rank {broken.rank}: going back")
         self.state.left_out.add(broken.step)
         self.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        self.first = self.state.restore()
+        done = self.state.restore()
+        if done is None:
+            raise UserError(
+                f"the loss is not finite at step {broken.step} on rank {broken.rank}, and there is no"
+                " checkpoint to go back to: training stopped"
+            )
+        self.first = done
         self._begin()
 
     def _is_probe_due(self, done: int) -> bool:
@@ -319,8 +331,11 @@ class Loop:
 
     def _save(self, done: int) -> None:
         self._refuse_broken(self.boundary.settle())
-        position, first = (self.log.position(), self.log.sync) if self.log is not None else (0, _nothing)
-        self.state.save(done, log_position=position, seconds=self._seconds(), first=first)
+        log: dict[str, Any] = {}
+        if self.log is not None:
+            position, sha256 = self.log.position(), self.log.sha256()
+            log = {"log_position": position, "log_sha256": sha256, "first": self.log.sync}
+        self.state.save(done, seconds=self._seconds(), **log)
         self.saved_at = time.monotonic()
 
     def _stop(self, done: int) -> None:
@@ -370,10 +385,6 @@ class Loop:
             seconds=seconds,
             probe=lines,
         )
-
-
-def _nothing() -> None:
-    pass
 
 
 def autocast(training: Training, world: World) -> Callable[[], contextlib.AbstractContextManager]:

@@ -11,10 +11,17 @@ import torch
 from pipeline.errors import UserError
 from pipeline.methods.base import Method
 from pipeline.train.averaging import Averaging
-from pipeline.train.checkpoint import CheckpointWriter, load_checkpoint, remove_remains, sound_checkpoint
+from pipeline.train.checkpoint import (
+    CheckpointWriter,
+    list_checkpoints,
+    load_checkpoint,
+    remove_remains,
+    sound_checkpoint,
+)
 from pipeline.train.distributed import World
+from pipeline.train.logs import EMPTY, begins_with
 
-FORMAT = 2
+FORMAT = 3
 
 
 class State:
@@ -32,7 +39,9 @@ class State:
         seed: of the random state at the start.
         batch_size: of a step, over all ranks.
         accumulate: parts that each rank's share of a step is cut into.
-        say: told when a checkpoint is found damaged, and where the training goes on.
+        say: told when a checkpoint is passed over, and where the training goes on.
+        log: the file that a checkpoint belongs to, up to a position; None: to no file.
+        data: tells one dataset from another; a checkpoint belongs to one.
 
     Attributes:
         saved_step: steps done at the newest checkpoint; 0 before the first.
@@ -56,10 +65,13 @@ class State:
         batch_size: int,
         accumulate: int,
         say: Callable[[str], None],
+        log: Path | None = None,
+        data: str = "",
     ) -> None:
         self.method, self.optimizer, self.averaging = method, optimizer, averaging
         self.world, self.folder, self.seed, self.say = world, folder, seed, say
         self.batch_size, self.accumulate = batch_size, accumulate
+        self.log, self.data = log, data
         self.writer = CheckpointWriter(folder, keep=keep)
         self.left_out: set[int] = set()
         self.saved_step = 0
@@ -67,11 +79,19 @@ class State:
         self.seconds = 0.0
 
     def save(
-        self, step: int, *, log_position: int, seconds: float, first: Callable[[], None] = lambda: None
+        self,
+        step: int,
+        *,
+        seconds: float,
+        log_position: int = 0,
+        log_sha256: str = EMPTY,
+        first: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin to write a checkpoint (rank 0) after so many steps; every rank calls this.
 
         Args:
+            seconds: of training.
+            log_position, log_sha256: bytes of the log that belong to it, and their SHA-256; rank 0's count.
             first: puts on disk what must be there when the checkpoint appears: the log up to its position.
 
         Raises:
@@ -88,7 +108,9 @@ class State:
             state: dict[str, Any] = {
                 "format": FORMAT,
                 "step": step,
+                "data": self.data,
                 "log_position": log_position,
+                "log_sha256": log_sha256,
                 "seconds": seconds,
                 "world_size": self.world.world_size,
                 "accumulate": self.accumulate,
@@ -114,23 +136,31 @@ class State:
         """
         self.writer.settle(wait=wait)
 
-    def restore(self) -> int:
-        """Take over the newest sound checkpoint, on every rank.
+    def restore(self) -> int | None:
+        """Take over the newest sound checkpoint of this data whose part of the log is there, on every rank.
 
         Returns:
-            Steps done; 0 without a checkpoint, and then the random state is seeded.
+            Steps done; None without such a checkpoint, and then only the random state is set: it is seeded.
+
+        Raises:
+            UserError: that checkpoint is of another version.
         """
         found: Path | None = None
         if self.world.is_first:
             remove_remains(self.folder)
-            found = sound_checkpoint(self.folder, say=self.say)
+            found = sound_checkpoint(self.folder, say=self.say, misfit=self._misfit)
+            if found is None and list_checkpoints(self.folder):
+                self.say(f"no checkpoint in {self.folder} can be used; without one a training starts over")
         path: Path | None = self.world.from_first(found)
         if path is None:
             self._seed(0)
-            return 0
+            return None
         state = load_checkpoint(path)
         if state["format"] != FORMAT:
-            raise UserError(f"checkpoint {path} has format {state['format']}; this version reads {FORMAT}")
+            raise UserError(
+                f"checkpoint {path} has format {state['format']}; this version reads {FORMAT}"
+                " (go on with the version that wrote it, or remove it to start over)"
+            )
         self.method.load_state_dict(state["method"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -147,6 +177,17 @@ class State:
         if self.world.is_first:
             self.say(f"going on after step {self.saved_step} ({path.name[:16]})")
         return self.saved_step
+
+    def _misfit(self, state: dict[str, Any]) -> str | None:
+        """Why a checkpoint cannot be gone on from; another format is refused later, on every rank."""
+        if state["format"] != FORMAT:
+            return None
+        if state["data"] != self.data:
+            return "is of other data"
+        position, sha256 = state["log_position"], state["log_sha256"]
+        if self.log is not None and not begins_with(self.log, position=position, sha256=sha256):
+            return f"does not fit its log: {self.log} is missing, cut or changed"
+        return None
 
     def _cut(self, *, parts: int, before: int) -> None:
         """Accumulate where there are fewer ranks than before, so that what fitted on a device still does."""

@@ -115,6 +115,7 @@ def make_loop(
         world=world,
         folder=folder,
         seed=1,
+        data=index.fingerprint,
         steps="forward" if method == "bn_refresh" else "train",
     )
 

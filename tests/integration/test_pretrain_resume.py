@@ -5,8 +5,11 @@ import time
 import pytest
 import torch
 from pretrain_cases import Killed, assert_same_bits, make_loop, on_ranks, settings, weights, write_shards
+from test_pretrain_stage import make_work
 
 from pipeline.errors import UserError
+from pipeline.stages import pretrain
+from pipeline.stages.work import Interrupted
 from pipeline.train.checkpoint import list_checkpoints
 from pipeline.train.distributed import World
 from pipeline.train.loop import Stopped
@@ -68,6 +71,69 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(shards, tmp
         f"{newest} is damaged" in said and "going on after step 3" in said and before.name[:9] == "000000003"
     )
     assert_same_bits(weights(whole), weights(resumed))
+
+
+def killed_at_8(shards, folder):
+    """A training with checkpoints after steps 3 and 6, both on disk; then it was killed."""
+    loop = make_loop("dino", shards, folder, training=settings(), archs=("vit",))
+    loop.feed.kill_at = 8
+    with pytest.raises(Killed):
+        loop.run()
+    loop.state.settle()
+    assert [int(path.name[:9]) for path in list_checkpoints(folder / "checkpoints")] == [6, 3]
+    return loop
+
+
+LOGS = {  # what happens to a log of 8 lines, and the step that the training can go on from
+    "missing": (lambda lines: None, 0),
+    "empty": (lambda lines: [], 0),
+    "first line changed": (lambda lines: [b"{}\n", *lines[1:]], 0),
+    "cut in its fifth line": (lambda lines: [*lines[:4], lines[4][:-2]], 3),
+    "fifth line changed": (lambda lines: [*lines[:4], lines[4].replace(b"loss", b"lost"), *lines[5:]], 3),
+    "seventh line changed": (lambda lines: [*lines[:6], b"{}\n"], 6),
+}
+
+
+@pytest.mark.parametrize(("change", "goes_on"), LOGS.values(), ids=LOGS)
+def test_a_checkpoint_is_used_only_with_the_log_that_belongs_to_it(change, goes_on, shards, tmp_path, capsys):
+    whole = train("dino", shards, tmp_path / "whole", archs=("vit",))
+    killed_at_8(shards, tmp_path / "killed")
+    log = tmp_path / "killed" / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.unlink()
+    if (changed := change(lines)) is not None:
+        log.write_bytes(b"".join(changed))
+    resumed = train("dino", shards, tmp_path / "killed", archs=("vit",))
+    assert_same_bits(weights(whole), weights(resumed))
+    assert log.read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    said = capsys.readouterr().out.splitlines()
+    passed_over = [line for line in said if "log.jsonl is missing, cut or changed; trying" in line]
+    assert len(passed_over) == {0: 2, 3: 1, 6: 0}[goes_on]
+    last = f"going on after step {goes_on}" if goes_on else "without one a training starts over"
+    assert len(said) == len(passed_over) + 1 and last in said[-1]
+
+
+def test_a_checkpoint_of_other_data_is_passed_over(shards, tmp_path, capsys):
+    """The dataset was written again, under the same key, with other images."""
+    other = write_shards(tmp_path / "data", count=36)
+    whole = train("dino", other, tmp_path / "whole", archs=("vit",))
+    killed_at_8(shards, tmp_path / "killed")
+    resumed = train("dino", other, tmp_path / "killed", archs=("vit",))
+    assert_same_bits(weights(whole), weights(resumed))
+    assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "killed/log.jsonl").read_bytes()
+    *passed_over, last = capsys.readouterr().out.splitlines()
+    assert len(passed_over) == 2 and all("is of other data; trying the one before" in s for s in passed_over)
+    assert "without one a training starts over" in last
+
+
+def test_the_stage_goes_on_with_the_same_data_only(shards, tmp_path, capsys):
+    other = write_shards(tmp_path / "data", count=36)
+    for data, said in ((shards, ""), (shards, "going on after step 1"), (other, "is of other data")):
+        work = make_work("cass", data, tmp_path / "run")
+        work.stop_requested = lambda: True
+        with pytest.raises(Interrupted):
+            pretrain.run(work)
+        assert said in capsys.readouterr().err
 
 
 def test_checkpoint_seconds_saves_by_the_clock(shards, tmp_path):
@@ -216,6 +282,14 @@ def test_late_news_of_a_loss_that_is_not_finite_is_rolled_back_before_a_probe(sh
     assert_same_bits(*trained)
     clean, poisoned = ((tmp_path / name / "log.jsonl").read_bytes() for name in ("clean", "poisoned"))
     assert clean == poisoned
+
+
+def test_without_a_checkpoint_to_go_back_to_a_rollback_stops(shards, tmp_path):
+    loop = make_loop("cass_vc", shards, tmp_path, training=settings(on_nan="rollback"))
+    Poison(loop, {4})
+    loop.say = lambda text: [path.unlink() for path in list_checkpoints(tmp_path / "checkpoints")]
+    with pytest.raises(UserError, match=r"not finite at step 4 on rank 0.*no checkpoint to go back to"):
+        loop.run()
 
 
 def test_rollback_survives_a_kill(shards, tmp_path):

@@ -1,5 +1,6 @@
 """The parts of the training loop: schedules, health, logs, batch normalisation, devices."""
 
+import hashlib
 import json
 import math
 
@@ -91,6 +92,8 @@ def test_log_is_cut_back_to_the_position_of_the_checkpoint(tmp_path):
     again = Log(tmp_path, position=position, step=1)
     again.write("step", step=1, epoch=0.5, loss=2.0)
     again.close()
+    content = (tmp_path / "log.jsonl").read_bytes()
+    assert (again.sha256(), position) == (hashlib.sha256(content).hexdigest(), content.index(b"\n") + 1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [("step", 0), ("step", 1)]
 
