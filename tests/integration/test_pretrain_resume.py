@@ -30,12 +30,13 @@ def train(method, shards, folder, *, kill_at=None, world=None, **changed):
     if kill_at is not None:
         with pytest.raises(Killed):
             loop.run()
+        loop.state.settle()
         return None
     return loop.run()
 
 
 @pytest.mark.parametrize(("method", "archs", "averaging"), CASES)
-def test_resume_after_kill_gives_same_bits(method, archs, averaging, shards, tmp_path):
+def test_resume_after_kill_gives_same_bits(method, archs, averaging, shards, tmp_path, capsys):
     whole = train(method, shards, tmp_path / "whole", archs=archs, averaging=averaging)
     for kill_at in (5, 8):
         train(method, shards, tmp_path / "killed", kill_at=kill_at, archs=archs, averaging=averaging)
@@ -43,6 +44,8 @@ def test_resume_after_kill_gives_same_bits(method, archs, averaging, shards, tmp
     assert_same_bits(weights(whole), weights(resumed))
     assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "killed/log.jsonl").read_bytes()
     assert whole.loss == resumed.loss
+    said = [line[:21] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["going on after step 3", "going on after step 6"]
 
 
 def test_stop_request_writes_a_checkpoint_at_the_next_step_and_goes_on_from_it(shards, tmp_path):
@@ -75,13 +78,8 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(shards, tmp
 
 def killed_at_8(shards, folder):
     """A training with checkpoints after steps 3 and 6, both on disk; then it was killed."""
-    loop = make_loop("dino", shards, folder, training=settings(), archs=("vit",))
-    loop.feed.kill_at = 8
-    with pytest.raises(Killed):
-        loop.run()
-    loop.state.settle()
+    train("dino", shards, folder, kill_at=8, archs=("vit",))
     assert [int(path.name[:9]) for path in list_checkpoints(folder / "checkpoints")] == [6, 3]
-    return loop
 
 
 LOGS = {  # what happens to a log of 8 lines, and the step that the training can go on from
