@@ -250,6 +250,71 @@ MUTATIONS = [
         "tests/unit/test_plan.py::test_what_depends_on_a_lost_task_runs_again_and_nothing_else",
     ),
     Mutation(
+        "results say what they were made of",
+        "pipeline/states.py",
+        "return not receipt.inputs or not now or receipt.inputs == now",
+        "return True",
+        "tests/unit/test_plan.py::"
+        "test_what_was_made_of_an_earlier_result_is_not_done_in_whatever_order_stages_are_launched",
+    ),
+    Mutation(
+        "each array waits for its own of an earlier launch's jobs",
+        "pipeline/jobs.py",
+        "waits = () if job.any_outcome else tuple(need for need in job.tasks[0].needs if need in alive)",
+        "waits = ()",
+        "tests/unit/test_campaign.py::"
+        "test_each_array_waits_for_its_own_of_the_pretrainings_that_an_earlier_launch_submitted",
+    ),
+    Mutation(
+        "what waited for a failed job waits for the new one",
+        "pipeline/campaign.py",
+        "while stay:",
+        "while False:",
+        "tests/unit/test_campaign.py::test_what_waits_for_a_job_that_failed_waits_for_the_new_one",
+    ),
+    Mutation(
+        "a job runs what it was submitted for",
+        "pipeline/stages/runner.py",
+        "if key not in (None, task.key):",
+        "if False:",
+        "tests/unit/test_jobs.py::test_job_does_not_run_what_the_experiment_has_become_since",
+    ),
+    Mutation(
+        "one process in a task's folder",
+        "pipeline/stages/runner.py",
+        'held = stack.enter_context(_hold(folder / ".lock", name))',
+        "pass",
+        "tests/unit/test_jobs.py::test_task_that_another_process_runs_is_left_to_it",
+    ),
+    Mutation(
+        "a job that is too short is not queued again for ever",
+        "pipeline/stages/runner.py",
+        'if task.stage == "pretrain" or not no_more_time():',
+        "if True:",
+        "tests/unit/test_jobs.py::test_task_that_a_whole_job_is_too_short_for_is_not_started_again_and_again",
+    ),
+    Mutation(
+        "a checkpoint needs its log",
+        STATE,
+        "if self.log is not None and not begins_with(",
+        "if False and not begins_with(",
+        f"{RESUME}::test_a_checkpoint_is_used_only_with_the_log_that_belongs_to_it",
+    ),
+    Mutation(
+        "a checkpoint needs its data",
+        LOOP,
+        "data=data,",
+        'data="",',
+        f"{RESUME}::test_a_checkpoint_of_other_data_is_passed_over",
+    ),
+    Mutation(
+        "files are on disk before the receipt",
+        "pipeline/manifest.py",
+        "        if sync:\n            os.fsync(file.fileno())",
+        "        if False:\n            os.fsync(file.fileno())",
+        "tests/unit/test_files.py",
+    ),
+    Mutation(
         "a killed worker is said",
         "shards/parallel.py",
         "except BrokenProcessPool:",
@@ -341,7 +406,7 @@ def copy_tree(folder: Path) -> None:
 def run(test: str, folder: Path) -> tuple[bool, str]:
     """Whether a test passes in a copy of the tree, and, if not, pytest's line of the first failure."""
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", test],
+        [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", test],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder), "CASS_REQUIRE_SLURM": "1"},
         capture_output=True,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,7 +40,6 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
     content = buffer.getbuffer()
     path = folder / f"{step:09d}-{hashlib.sha256(content).hexdigest()}.pt"
     write_atomically(path, content)
-    _sync_folder(folder)
     others = [other for other in list_checkpoints(folder) if other != path]
     given_up = [other for other in others if int(other.name[:9]) >= step]
     for old in given_up + others[len(given_up) :][keep - 1 :]:
@@ -152,11 +150,3 @@ def remove_remains(folder: Path) -> None:
     """Remove what a writer that was killed has left half-written. Nobody may be writing."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

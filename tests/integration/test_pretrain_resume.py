@@ -57,6 +57,7 @@ def test_stop_request_writes_a_checkpoint_at_the_next_step_and_goes_on_from_it(s
     loop.stop_requested = lambda: next(asked)
     with pytest.raises(Stopped, match="after step 3 of"):
         loop.run()
+    assert [int(path.name[:9]) for path in list_checkpoints(tmp_path / "stopped" / "checkpoints")] == [3]
     resumed = train("dino", shards, tmp_path / "stopped", archs=("vit",))
     assert_same_bits(weights(whole), weights(resumed))
 
