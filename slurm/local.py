@@ -217,7 +217,7 @@ def _alone(path: Path) -> Iterator[int]:
     """
     deadline = time.monotonic() + GOODBYE_S
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise SlurmError(f"cannot write {path}: {error.strerror}") from None
     try:

@@ -170,9 +170,11 @@ def test_jobs_that_could_never_all_run_are_refused(run, jobs, complaint):
 
 
 LAUNCHER = """
-import sys
+import signal, sys
 from pathlib import Path
 from slurm import LocalJob, LocalScheduler, Request, StopFlag
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
 class Wait:
     def __init__(self, folder, stops): self.folder, self.stops = folder, stops
