@@ -406,9 +406,9 @@ def copy_tree(folder: Path) -> None:
 def run(test: str, folder: Path) -> tuple[bool, str]:
     """Whether a test passes in a copy of the tree, and, if not, pytest's line of the first failure."""
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", test],
+        [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", test],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "CASS_REQUIRE_SLURM": "1"},
+        env={**os.environ, "PYTHONPATH": str(folder), "CASS_REQUIRE_SLURM": "1", "COLUMNS": "400"},
         capture_output=True,
         text=True,
         check=False,
