@@ -100,8 +100,10 @@ def test_an_array_waits_for_a_job_that_an_earlier_launch_submitted(tmp_path, fak
     assert [array["after_ok"] for array in fake.arrays] == [[job]]
 
 
-def test_jobs_of_a_launcher_that_died_while_submitting_are_found_by_their_name(tmp_path, fake, monkeypatch):
-    cancelled = []
+@pytest.fixture
+def orphans(tmp_path, fake, monkeypatch) -> tuple[str, list[str]]:
+    """The name of jobs whose launcher died while it submitted them, and a list of names that are cancelled."""
+    cancelled: list[str] = []
     monkeypatch.setattr(slurm, "cancel_named", cancelled.append)
 
     def die(calls, **options):
@@ -111,11 +113,15 @@ def test_jobs_of_a_launcher_that_died_while_submitting_are_found_by_their_name(t
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(slurm, "submit_array", die)
         campaign(tmp_path).launch(["shard"])
-    orphans = fake.arrays.pop()["name"]
+    return fake.arrays.pop()["name"], cancelled
+
+
+def test_jobs_of_a_launcher_that_died_while_submitting_are_found_by_their_name(tmp_path, fake, orphans):
+    name, cancelled = orphans
     campaign(tmp_path).launch(["shard"])
-    assert cancelled == [orphans] and fake.arrays[0]["name"] != orphans
+    assert cancelled == [name] and fake.arrays[0]["name"] != name
     campaign(tmp_path).launch(["shard"])
-    assert cancelled == [orphans], "once"
+    assert cancelled == [name], "once"
 
 
 def test_launcher_that_was_taken_over_while_it_submitted_cancels_what_it_has_just_submitted(
@@ -135,19 +141,10 @@ def test_launcher_that_was_taken_over_while_it_submitted_cancels_what_it_has_jus
     assert fake.cancelled == fake.arrays[0]["ids"]
 
 
-def test_cancel_finds_the_jobs_of_a_launcher_that_died_while_submitting(tmp_path, fake, monkeypatch):
-    cancelled = []
-    monkeypatch.setattr(slurm, "cancel_named", cancelled.append)
-
-    def die(calls, **options):
-        fake.arrays.append(options)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(slurm, "submit_array", die)
-        campaign(tmp_path).launch(["shard"])
+def test_cancel_finds_the_jobs_of_a_launcher_that_died_while_submitting(tmp_path, orphans):
+    name, cancelled = orphans
     inspection.cancel(tmp_path / "runs" / "tiny")
-    assert cancelled == [fake.arrays[0]["name"]]
+    assert cancelled == [name]
 
 
 def test_each_array_waits_for_its_own_of_the_pretrainings_that_an_earlier_launch_submitted(tmp_path, fake):
