@@ -102,7 +102,7 @@ def test_an_array_waits_for_a_job_that_an_earlier_launch_submitted(tmp_path, fak
 
 @pytest.fixture
 def orphans(tmp_path, fake, monkeypatch) -> tuple[str, list[str]]:
-    """The name of jobs whose launcher died while it submitted them, and a list of names that are cancelled."""
+    """The name of jobs whose launcher died while it submitted them; a list of names that are cancelled."""
     cancelled: list[str] = []
     monkeypatch.setattr(slurm, "cancel_named", cancelled.append)
 
