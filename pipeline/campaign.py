@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import sys
@@ -16,6 +15,7 @@ import slurm
 from pipeline import view
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
+from pipeline.files import look_for_new_files
 from pipeline.jobs import Job, TaskJob, arrays, pack
 from pipeline.lock import Lock, TakenOver, lock
 from pipeline.manifest import Manifest, Task
@@ -138,8 +138,7 @@ class Campaign:
         states = slurm.job_states(sorted(set(unfinished.values()))) if unfinished else {}
         for task, job in unfinished.items():
             if job in states and states[job].state == "COMPLETED":
-                with contextlib.suppress(OSError):  # a network file system then looks for its receipt
-                    os.listdir(self.manifest.folder(self.manifest.task(task)))
+                look_for_new_files(self.manifest.folder(self.manifest.task(task)))
         return {task for task, job in unfinished.items() if job in states and states[job].state in ALIVE}
 
     def _require_ended(self, before: Manifest) -> None:

@@ -58,12 +58,10 @@ def bootstrap(collected: Collected, settings: ReportSettings) -> Bootstrap:
             run.fill(place, split)
         return run.found
 
-    if len(parts) == len(set(datasets)):
-        for part in parts:
-            fill(part)
-    else:
-        for (_, places), found in zip(parts, in_parallel(fill, parts), strict=True):
-            run.take(places, found)
+    worth_it = len(parts) > len(set(datasets))
+    several = in_parallel(fill, parts) if worth_it else map(fill, parts)
+    for (_, places), found in zip(parts, several, strict=True):
+        run.take(places, found)
     return run.found
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import (
     redacted_traceback,
     storage_error,
 )
-from pipeline.files import chosen_umask
+from pipeline.files import chosen_umask, look_for_new_files
 from pipeline.garbage import no_garbage_collection
 from pipeline.installed import check_torch
 from pipeline.lock import Held, Lock, TakenOver, lock
@@ -256,7 +256,7 @@ def _inputs(manifest: Manifest, task: Task, ranks: Ranks, patience_s: float) -> 
             if time.monotonic() >= deadline:
                 raise UserError(f"{task.id} needs {need.id}, which is not done ({folder})")
             time.sleep(POLL_S)
-            _look_for_new_files(folder)
+            look_for_new_files(folder)
         if ranks.local_rank == 0:  # one a node: each may have its own copy in memory
             _require_sound(need, folder, receipt, manifest.experiment.get("name", ""))
         inputs.setdefault(need.stage, []).append(Done(need, folder, receipt))
@@ -279,12 +279,6 @@ def _require_sound(task: Task, folder: Path, receipt: Receipt, experiment: str) 
     _sound.add((str(folder), task.key))
 
 
-def _look_for_new_files(folder: Path) -> None:
-    """Have a network file system ask its server what is in a folder."""
-    with contextlib.suppress(OSError):
-        os.listdir(folder)
-
-
 @no_garbage_collection()
 def _everything(manifest: Manifest, task: Task, *, look_twice: bool = False) -> list[Entry]:
     """For an aggregation every other task; one whose log is drawn and damaged failed.
@@ -304,7 +298,7 @@ def _everything(manifest: Manifest, task: Task, *, look_twice: bool = False) -> 
         receipt = Receipt.read(folder, other.key)
         error = read_error(folder) if receipt is None else None
         if look_twice and receipt is None and error is None:
-            _look_for_new_files(folder)
+            look_for_new_files(folder)
             receipt = Receipt.read(folder, other.key)
         drawn = ["log.jsonl"] if other.stage == "pretrain" else []
         if receipt is not None and drawn and (problems := damaged_files(folder, receipt, drawn)):
