@@ -282,7 +282,7 @@ MUTATIONS = [
     Mutation(
         "one process in a task's folder",
         "pipeline/stages/runner.py",
-        'held = stack.enter_context(_hold(folder / ".lock", name))',
+        'held = _hold(stack, folder / ".lock", name)',
         "pass",
         "tests/unit/test_jobs.py::test_task_that_another_process_runs_is_left_to_it",
     ),

@@ -181,27 +181,23 @@ def _alone(folder: Path, name: str, ranks: Ranks) -> Iterator[_Require]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if ranks.rank == 0:
-                held = stack.enter_context(_hold(folder / ".lock", name))
+                held = _hold(stack, folder / ".lock", name)
                 (folder / "error.json").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
         yield _Require(held)
 
 
-@contextlib.contextmanager
-def _hold(path: Path, name: str) -> Iterator[Lock]:
-    """A lock; a holder that is about to end is waited for."""
+def _hold(stack: contextlib.ExitStack, path: Path, name: str) -> Lock:
+    """Hold a lock until the stack ends; a holder that is about to end is waited for."""
     deadline = time.monotonic() + ENDING_S
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                held = stack.enter_context(lock(path, what=name))
-                break
-            except Held:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(POLL_S)
-        yield held
+    while True:
+        try:
+            return stack.enter_context(lock(path, what=name))
+        except Held:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -> Receipt:
