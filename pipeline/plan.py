@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.manifest import Task
-from pipeline.methods.options import METHODS
+from pipeline.methods.registry import METHODS
 from pipeline.specs import (
     AggregateSpec,
     Architecture,
@@ -84,7 +84,7 @@ def make_task(stage: str, name: str, spec: Strict, needs: Iterable[Task], resour
 
 def _pretrainings(experiment: Experiment, label: str) -> list[tuple[list[Architecture], int]]:
     """Which nets are trained together, with which seed: all at once for a joint method, else one by one."""
-    archs = list(experiment.backbones)
+    archs = list(experiment.backbones_of(label))
     together = [archs] if METHODS[experiment.method_of(label)].joint else [[arch] for arch in archs]
     seeds = experiment.seeds[:1] if experiment.pretrain.seeds == "first" else experiment.seeds
     return [(group, seed) for group in together for seed in seeds]
@@ -118,7 +118,7 @@ def _finetune_tasks(
     section = experiment.finetune
     settings = FinetuneSettings.model_validate(section.model_dump(exclude={"protocols", "fractions"}))
     tasks = []
-    for protocol in section.protocols:
+    for protocol in experiment.protocols_of(dataset):
         for fraction in section.fractions:
             for seed in seeds:
                 spec = FinetuneSpec(

@@ -67,7 +67,7 @@ class Method(nn.Module):
 
     Args:
         nets: one backbone an architecture; both for a joint method.
-        options: complete, from ``pipeline.methods.options.resolve_options``.
+        options: complete, from ``pipeline.methods.registry.resolve_options``.
         image_size: side of the full views in pixels.
         seed: of the weights that the method adds.
     """

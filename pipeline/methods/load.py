@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from pipeline.methods.base import Method
-from pipeline.methods.options import method_info
+from pipeline.methods.registry import method_info
 
 
 def load_method(name: str) -> type[Method]:

@@ -31,7 +31,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.knn import knn_predict
 from pipeline.methods.base import Method
 from pipeline.methods.load import load_method
-from pipeline.methods.options import method_info
+from pipeline.methods.registry import method_info
 from pipeline.nets.backbone import Net, create_backbone
 from pipeline.nets.export import export
 from pipeline.specs import PretrainSpec
