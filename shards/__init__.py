@@ -9,8 +9,11 @@ from shards.sources import DigitsSource, FolderSource, Source
 from shards.verify import verify
 from shards.writer import write
 
+IGNORE = 255  # in a mask: of no class
+
 __all__ = [
     "FORMAT_VERSION",
+    "IGNORE",
     "CsvSource",
     "DigitsSource",
     "FolderSource",

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pipeline.data import colour, geometry
 from pipeline.data.draws import Draws
 from pipeline.errors import UserError, nearest
+from shards import IGNORE
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,32 @@ class Augment:
         Returns:
             (B, 3, size, size) float32 in [0, 1].
         """
+        return self._apply(images, None, keys)[0]
+
+    def pair(
+        self, images: torch.Tensor, masks: torch.Tensor, keys: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augment images as :meth:`__call__` does, and move their masks with them.
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            masks: (B, S, S) uint8 class numbers.
+            keys: (B,) int64.
+
+        Returns:
+            (B, 3, size, size) float32 in [0, 1], and (B, size, size) uint8: the class at each pixel's centre,
+            :data:`shards.IGNORE` where that lies outside the image.
+        """
+        views, moved = self._apply(images, masks, keys)
+        assert moved is not None
+        return views, moved
+
+    def _apply(
+        self, images: torch.Tensor, masks: torch.Tensor | None, keys: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         pixels = images.float() / 255
         if self.recipe == RECIPES["none"]:
-            return _resize(pixels, self.size)
+            return _resize(pixels, self.size), None if masks is None else _resize_mask(masks, self.size)
         draws = Draws(keys)
         maps, scale = self._crop_and_flip(draws, images.shape[-1])
         jitters = []
@@ -150,7 +174,10 @@ class Augment:
         views = self._sample(pixels, maps, scale)
         for happens, strengths, order in jitters:
             views = colour.colour_jitter(views, happens, strengths, order)
-        return self._filters(views, draws).clamp_(0, 1)
+        moved = None
+        if masks is not None:
+            moved = geometry.warp_nearest(masks, maps, size=self.size, outside=IGNORE)
+        return self._filters(views, draws).clamp_(0, 1), moved
 
     def _crop_and_flip(self, draws: Draws, source: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, 3) maps and the (B, 2) input pixels an output pixel spans."""
@@ -201,6 +228,10 @@ def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
         return pixels
     resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp_(0, 1)
+
+
+def _resize_mask(masks: torch.Tensor, size: int) -> torch.Tensor:
+    return F.interpolate(masks[:, None], size=(size, size), mode="nearest-exact")[:, 0]
 
 
 def _crop_sides(

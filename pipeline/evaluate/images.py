@@ -15,8 +15,10 @@ KEPT = 4  # image sets kept in memory: train, validation and test of one data se
 _recent: dict[tuple, ImageSet] = {}
 
 
-def images_of(problem: Problem, split: Split, *, image_size: int) -> tuple[ImageSet, np.ndarray]:
-    """An image set that holds the split's images, and where in it they are.
+def images_of(
+    problem: Problem, split: Split, *, image_size: int, masks: bool = False
+) -> tuple[ImageSet, np.ndarray]:
+    """An image set that holds the split's images, with their masks if asked for, and where in it they are.
 
     A set made before in this process is used again if it holds all of them, since decoding an image gives the
     same pixels in whatever company.
@@ -31,6 +33,7 @@ def images_of(problem: Problem, split: Split, *, image_size: int) -> tuple[Image
         settings.fit,
         settings.cache,
         settings.workers,
+        masks,
         str(problem.device),
     )
     for key, images in list(_recent.items()):
@@ -45,6 +48,7 @@ def images_of(problem: Problem, split: Split, *, image_size: int) -> tuple[Image
         cache=settings.cache,
         device=problem.device,
         workers=settings.workers,
+        masks=masks,
     )
     for key in [k for k, old in _recent.items() if k[:-1] == kind and np.isin(old.rows, split.rows).all()]:
         del _recent[key]

@@ -26,11 +26,21 @@ def class_weights(targets: Tensor, num_classes: int) -> Tensor:
     if targets.ndim == 2:
         ones = targets.sum(dim=0)
         counts = torch.stack([len(targets) - ones, ones])
-        kinds = (counts > 0).sum(dim=0)  # 1 where a label is always 0 or always 1
-    else:
-        counts = torch.bincount(targets, minlength=num_classes).to(torch.float32)
-        kinds = (counts > 0).sum()
-    weights = len(targets) / (kinds * counts.clamp(min=1))
+        return balancing(counts)
+    return balancing(torch.bincount(targets, minlength=num_classes))
+
+
+def balancing(counts: Tensor) -> Tensor:
+    """Weights under which every answer that occurs has the same total weight, and the mean weight is 1.
+
+    Args:
+        counts: (K,) how often each answer occurs, or (2, K) where each of K questions has two.
+
+    Returns:
+        float32, of the same shape: total / (different answers · count), 1 for what never occurs.
+    """
+    kinds = (counts > 0).sum(dim=0)  # 1 where a label is always 0 or always 1
+    weights = counts.sum(dim=0) / (kinds * counts.clamp(min=1))
     return torch.where(counts > 0, weights, torch.ones_like(weights)).to(torch.float32)
 
 
