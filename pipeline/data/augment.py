@@ -137,7 +137,25 @@ class Augment:
         Returns:
             (B, 3, size, size) float32 in [0, 1].
         """
-        return self._apply(images, None, keys)[0]
+        return self.with_maps(images, keys)[0]
+
+    def with_maps(self, images: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+        """The same, and what shows where everything went: (B, 3, 3) float64 maps of :mod:`geometry`."""
+        pixels = images.float() / 255
+        if self.recipe == RECIPES["none"]:
+            return _resize(pixels, self.size), np.tile(np.eye(3), (len(images), 1, 1))
+        draws = Draws(keys)
+        maps, scale = self._crop_and_flip(draws, images.shape[-1])
+        jitters = []
+        for block in self.recipe.blocks:
+            happens = draws.happens(block.p)
+            maps = maps @ _warp_maps(block, draws, happens)
+            if any(block.jitter):
+                jitters.append((happens, _jitter_strengths(block, draws), draws.order(4)))
+        views = self._sample(pixels, maps, scale)
+        for happens, strengths, order in jitters:
+            views = colour.colour_jitter(views, happens, strengths, order)
+        return self._filters(views, draws).clamp_(0, 1), maps
 
     def pair(
         self, images: torch.Tensor, masks: torch.Tensor, keys: torch.Tensor
@@ -153,31 +171,8 @@ class Augment:
             (B, 3, size, size) float32 in [0, 1], and (B, size, size) uint8: the class at each pixel's centre,
             :data:`shards.IGNORE` where that lies outside the image.
         """
-        views, moved = self._apply(images, masks, keys)
-        assert moved is not None
-        return views, moved
-
-    def _apply(
-        self, images: torch.Tensor, masks: torch.Tensor | None, keys: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        pixels = images.float() / 255
-        if self.recipe == RECIPES["none"]:
-            return _resize(pixels, self.size), None if masks is None else _resize_mask(masks, self.size)
-        draws = Draws(keys)
-        maps, scale = self._crop_and_flip(draws, images.shape[-1])
-        jitters = []
-        for block in self.recipe.blocks:
-            happens = draws.happens(block.p)
-            maps = maps @ _warp_maps(block, draws, happens)
-            if any(block.jitter):
-                jitters.append((happens, _jitter_strengths(block, draws), draws.order(4)))
-        views = self._sample(pixels, maps, scale)
-        for happens, strengths, order in jitters:
-            views = colour.colour_jitter(views, happens, strengths, order)
-        moved = None
-        if masks is not None:
-            moved = geometry.warp_nearest(masks, maps, size=self.size, outside=IGNORE)
-        return self._filters(views, draws).clamp_(0, 1), moved
+        views, maps = self.with_maps(images, keys)
+        return views, geometry.warp_nearest(masks, maps, size=self.size, outside=IGNORE)
 
     def _crop_and_flip(self, draws: Draws, source: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, 3) maps and the (B, 2) input pixels an output pixel spans."""
@@ -228,10 +223,6 @@ def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
         return pixels
     resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp_(0, 1)
-
-
-def _resize_mask(masks: torch.Tensor, size: int) -> torch.Tensor:
-    return F.interpolate(masks[:, None], size=(size, size), mode="nearest-exact")[:, 0]
 
 
 def _crop_sides(

@@ -121,7 +121,7 @@ class ImageSet:
         self.rows = np.asarray(rows, dtype=np.int64)
         self.image_size = image_size
         self.fit: Fit = fit
-        self.channels = 4 if masks else 3
+        self.masks = masks
         self.device = torch.device(device)
         self.cache = self._choose_cache(cache, ranks_on_node)
         self._pool = ThreadPoolExecutor(workers or torch.get_num_threads(), thread_name_prefix="decode")
@@ -133,6 +133,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def channels(self) -> int:
+        return 4 if self.masks else 3
 
     def batch(self, positions: Positions) -> torch.Tensor:
         """(B, 3, S, S) uint8 on the device, by positions in ``rows``; with masks (B, 4, S, S)."""
@@ -163,7 +167,7 @@ class ImageSet:
             yield self._to_device(_finished(pending.popleft()))
 
     def _loaders(self, positions: Positions) -> list[Loader]:
-        load = self._decode_with_mask if self.channels == 4 else self.index.decode
+        load = self._decode_with_mask if self.masks else self.index.decode
         return [partial(load, int(row)) for row in self.rows[np.asarray(positions)]]
 
     def _decode_with_mask(self, row: int) -> Image.Image:
@@ -172,7 +176,7 @@ class ImageSet:
 
     def _square(self, image: Image.Image) -> np.ndarray:
         """(3, S, S), with masks (4, S, S)."""
-        if self.channels == 3:
+        if not self.masks:
             return square(image, self.image_size, self.fit)
         *colours, mask = image.split()
         pixels = square(Image.merge("RGB", colours), self.image_size, self.fit)

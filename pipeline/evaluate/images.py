@@ -21,7 +21,7 @@ def images_of(
     """An image set that holds the split's images, with their masks if asked for, and where in it they are.
 
     A set made before in this process is used again if it holds all of them, since decoding an image gives the
-    same pixels in whatever company.
+    same pixels in whatever company. It may have masks though none were asked for.
 
     Returns:
         The set, and int64 (N,) positions into it.
@@ -33,11 +33,10 @@ def images_of(
         settings.fit,
         settings.cache,
         settings.workers,
-        masks,
         str(problem.device),
     )
     for key, images in list(_recent.items()):
-        if key[:-1] == kind and np.isin(split.rows, images.rows).all():
+        if key[:-1] == kind and images.masks >= masks and np.isin(split.rows, images.rows).all():
             _recent[key] = _recent.pop(key)  # most recently used last
             return images, _positions(images.rows, split.rows)
     images = ImageSet(
@@ -68,4 +67,4 @@ def plain_batches(problem: Problem, split: Split, *, image_size: int, batch_size
     images, positions = images_of(problem, split, image_size=image_size)
     orders = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     for batch in images.batches(orders):
-        yield batch.float().div_(255).contiguous(memory_format=torch.channels_last)
+        yield batch[:, :3].float().div_(255).contiguous(memory_format=torch.channels_last)

@@ -45,7 +45,11 @@ def balancing(counts: Tensor) -> Tensor:
 
 
 def make_loss(
-    name: Literal["cross_entropy", "focal"], *, weights: Tensor | None = None, gamma: float = 2.0
+    name: Literal["cross_entropy", "focal"],
+    *,
+    weights: Tensor | None = None,
+    gamma: float = 2.0,
+    ignore: int | None = None,
 ) -> Loss:
     """Build ``loss(logits (B, K), targets (B,) int64 or (B, K) float) → scalar``.
 
@@ -58,6 +62,7 @@ def make_loss(
         name: which one.
         weights: of :func:`class_weights`; None: all 1.
         gamma: γ of the focal loss.
+        ignore: class number of samples that do not count; the mean is over the others, 0 where there is none.
     """
     power = gamma if name == "focal" else 0.0
 
@@ -68,10 +73,12 @@ def make_loss(
             entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
             weight = None if weights is None else torch.where(targets > 0.5, weights[1], weights[0])
         else:
-            entropy = F.cross_entropy(logits, targets, reduction="none")
-            weight = None if weights is None else weights[targets]
+            skipped = -1 if ignore is None else ignore
+            entropy = F.cross_entropy(logits, targets, reduction="none", ignore_index=skipped)
+            weight = None if weights is None else weights[targets.clamp(max=len(weights) - 1)]
         if power:
             entropy = (-torch.expm1(-entropy)).clamp(min=1e-12) ** power * entropy
-        return (entropy if weight is None else weight * entropy).mean()
+        lost = entropy if weight is None else weight * entropy
+        return lost.mean() if ignore is None else lost.sum() / (targets != ignore).sum().clamp(min=1)
 
     return loss
