@@ -75,6 +75,7 @@ _DINO_RECIPE = _BASE_RECIPE | {
     "weight_decay_end": 0.4,
     "clip_grad": 3.0,
 }
+_SCATSIMCLR_RECIPE = _BASE_RECIPE | {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-5}
 _CROSS = "pipeline.methods.cass:CrossArchitecture"
 _TWO_VIEWS = {"views": 2, "head": "projector"}
 
@@ -114,6 +115,15 @@ METHODS: dict[str, MethodInfo] = {
         ),
         MethodInfo("dino", "pipeline.methods.dino:Dino", DinoOptions, recipe=_DINO_RECIPE),
         MethodInfo("simclr", "pipeline.methods.simclr:SimCLR", SimclrOptions, recipe=_TWO_VIEW_RECIPE),
+        MethodInfo(
+            "scatsimclr",
+            "pipeline.methods.simclr:SimCLR",
+            SimclrOptions,
+            preset={"head_bn": False, "pretext": "rotation"},
+            archs=("cnn",),
+            backbones={"cnn": Backbone(name="scatnet16")},
+            recipe=_SCATSIMCLR_RECIPE,
+        ),
         MethodInfo("byol", "pipeline.methods.byol:Byol", ByolOptions, recipe=_TWO_VIEW_RECIPE),
     )
 }
