@@ -152,6 +152,7 @@ def test_the_patch_loss_moves_the_backbone_and_never_the_class_attention():
         else:
             assert not torch.equal(found, grads[0.1][name]), name
     assert all(g.abs().sum() > 0 for n, g in grads[0.1].items() if n.startswith(("patch_head", "nets")))
+    assert all(g.abs().sum() > 0 for n, g in grads[0.0].items() if n.startswith("nets.vit.net.blocks"))
 
 
 def test_teachers_get_no_gradient_and_every_student_parameter_does():
@@ -237,6 +238,22 @@ def test_any_place_of_the_final_norm_will_do():
         method = make(args)
         found = gradients(method, method(views_of(method), at(0))["loss"])
         assert found[f"nets.vit.net.{norm}.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "given"),
+    [
+        ("eva02_tiny_patch14_224", {}, {}),
+        ("vit_small_patch16_dinov3", {"patch_size": 14}, {}),  # with register tokens
+        ("vit_relpos_small_patch16_224", {"patch_size": 14}, {"n_local": 0}),  # of one size only
+    ],
+)
+def test_other_plain_transformers_will_do(name, args, given):
+    small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    method = make(args | small, name=name, image_size=56, **given)
+    found = gradients(method, method(views_of(method), at(0))["loss"])
+    for parameter, value in method.named_parameters():
+        assert (parameter in found) is value.requires_grad, parameter
 
 
 @pytest.mark.parametrize(
