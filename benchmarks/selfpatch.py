@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.load import RESULTS, Figure, report
+from benchmarks.figures import RESULTS, Figure, report
 from pipeline.methods.base import Progress
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import METHODS, resolve_options
