@@ -61,6 +61,21 @@ class DinoOptions(Options):
     freeze_last_layer_epochs: float = Field(1, ge=0)
 
 
+class SelfpatchOptions(DinoOptions):
+    """DINO with a loss on every patch; see ``pipeline.methods.selfpatch``."""
+
+    aggregation_depth: int = Field(2, ge=1, le=12)  # class-attention blocks that make patches one vector
+    neighbours: Literal["clip", "wrap"] = "clip"  # wrap: round the image's edge, as released
+    top_k: int = Field(4, ge=1, le=8)  # neighbours that make a patch's target: the most similar ones
+    patch_weight: float = Field(0.1, ge=0)  # of the patch loss
+    patch_crops: Literal["all", "global"] = "all"  # that carry the patch loss
+    patch_mean: Literal["patches", "crops"] = "patches"  # what weighs the same in it; crops: as released
+    patch_out_dim: int = Field(4096, ge=2)  # prototypes of the patch head
+    patch_student_temperature: float = Field(0.1, gt=0)
+    patch_teacher_temperature: float = Field(0.04, gt=0)
+    patch_chunk: int = Field(4096, ge=1)  # patches whose scores are in memory at one time
+
+
 class SimclrOptions(Options):
     """Contrastive learning within the batch; see ``pipeline.methods.simclr``."""
 

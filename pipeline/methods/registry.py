@@ -17,6 +17,7 @@ from pipeline.methods.options import (
     DinoOptions,
     NoOptions,
     Options,
+    SelfpatchOptions,
     SimclrOptions,
 )
 from pipeline.specs import Architecture, Backbone
@@ -34,6 +35,7 @@ class MethodInfo:
         joint: True where one run trains a CNN and a ViT together; else one run a net.
         archs: the nets that it can train; an experiment's other nets go without it.
         backbones: nets that it brings along, in place of the experiment's own.
+        args: timm arguments that its nets get where the experiment does not give them another value.
         search: None, or ``module:Class`` of the method that finds the value of an option given as ``search``.
         steps: ``train``; ``forward``: forward passes without an optimiser step; ``none``: the initial weights
             are exported as they are.
@@ -48,9 +50,14 @@ class MethodInfo:
     joint: bool = False
     archs: tuple[Architecture, ...] = ("cnn", "vit")
     backbones: dict[Architecture, Backbone] = field(default_factory=dict)
+    args: dict[Architecture, dict[str, Any]] = field(default_factory=dict)
     search: str | None = None
     steps: Literal["train", "forward", "none"] = "train"
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    def with_args(self, arch: Architecture, backbone: Backbone) -> Backbone:
+        """The backbone with the timm arguments that the method wants and it does not name itself."""
+        return backbone.model_copy(update={"args": self.args.get(arch, {}) | backbone.args})
 
 
 _BASE_RECIPE: dict[str, Any] = {
@@ -114,6 +121,15 @@ METHODS: dict[str, MethodInfo] = {
             recipe=_TWO_VIEW_RECIPE,
         ),
         MethodInfo("dino", "pipeline.methods.dino:Dino", DinoOptions, recipe=_DINO_RECIPE),
+        MethodInfo(
+            "selfpatch",
+            "pipeline.methods.selfpatch:SelfPatch",
+            SelfpatchOptions,
+            archs=("vit",),
+            # Its pooled vector would otherwise be a class token that nothing has trained.
+            args={"vit": {"class_token": False, "global_pool": "avg"}},
+            recipe=_DINO_RECIPE,
+        ),
         MethodInfo("simclr", "pipeline.methods.simclr:SimCLR", SimclrOptions, recipe=_TWO_VIEW_RECIPE),
         MethodInfo(
             "scatsimclr",

@@ -101,6 +101,20 @@ class Net(nn.Module):
             return out.flatten(1, 2)
         return out.flatten(2).transpose(1, 2)
 
+    def raw_tokens(self, images: Tensor) -> Tensor:
+        """The patch tokens of a ViT as its last block leaves them, before timm's final norm.
+
+        images: (B, 3, H, W) in [0, 1] → (B, N, C), row by row, without class or register tokens
+        """
+        (tokens,) = self.net.forward_intermediates(
+            self.normalise(images), indices=1, output_fmt="NLC", intermediates_only=True
+        )
+        return tokens
+
+    def final_norm(self) -> nn.Sequential:
+        """A ViT's last norm, for :meth:`raw_tokens`: timm has it before pooling (norm) or after (fc_norm)."""
+        return nn.Sequential(self.net.norm, self.net.fc_norm)
+
     def headless(self) -> Net:
         """Drop the classifier in place, so that no parameter goes without a gradient; returns itself."""
         pool = {"global_pool": self.args["global_pool"]} if "global_pool" in self.args else {}

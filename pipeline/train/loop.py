@@ -145,6 +145,7 @@ class Loop:
         if training.compile:
             for net in [part for part in method.modules() if isinstance(part, Net)]:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]
+                net.raw_tokens = torch.compile(net.raw_tokens)  # type: ignore[method-assign]
         if world.world_size > 1 and self.learns:
             whole = self.state.accumulate == 1  # a static graph cannot leave out the synchronisation
             self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)

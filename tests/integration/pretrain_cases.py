@@ -15,7 +15,7 @@ from pipeline.data.feed import Batch, IndexedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
 from pipeline.methods.load import load_method
-from pipeline.methods.registry import resolve_options
+from pipeline.methods.registry import METHODS, resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.ranks import Ranks
 from pipeline.specs import Backbone, Resources, Training
@@ -35,6 +35,15 @@ OPTIONS = {
     "cass": {},
     "cass_vc": {"projector_hidden": 32, "projector_dim": 16},
     "dino": {"n_local": 2, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
+    "selfpatch": {
+        "n_local": 2,
+        "local_size": 8,
+        "out_dim": 64,
+        "hidden": 32,
+        "bottleneck": 16,
+        "patch_out_dim": 32,
+        "patch_chunk": 50,
+    },
     "simclr": {"hidden": 32, "out_dim": 16},
     "scatsimclr": {"hidden": 32, "out_dim": 16, "pretext_hidden": [16, 8]},
     "bn_refresh": {},
@@ -109,8 +118,9 @@ def make_loop(
         accumulate=training.accumulate,
         seed=1,
     )
-    specs = BACKBONES | OWN_BACKBONES.get(method, {})
-    nets = {arch: create_backbone(specs[arch], SIZE, seed=1, arch=arch) for arch in archs}
+    own = BACKBONES | OWN_BACKBONES.get(method, {})
+    specs = {arch: METHODS[method].with_args(arch, own[arch]) for arch in archs}
+    nets = {arch: create_backbone(spec, SIZE, seed=1, arch=arch) for arch, spec in specs.items()}
     options = resolve_options(method, OPTIONS[method])
     folder.mkdir(parents=True, exist_ok=True)
     return Loop(

@@ -20,6 +20,7 @@ CASES = [
     ("dino", ("vit",), "ema"),
     ("cass", ("cnn", "vit"), "none"),
     ("scatsimclr", ("cnn",), "swa"),  # killed before its pretext begins, and after
+    ("selfpatch", ("vit",), "none"),
 ]
 
 
@@ -320,12 +321,15 @@ def test_losses_that_are_never_finite_stop_the_training(on_nan, shards, tmp_path
 def _killed_and_resumed(world, method, archs, shards, folder):
     for name, kills in (("whole", []), ("killed", [5])):
         for kill_at in [*kills, None]:
-            trained = train(method, shards, folder / name, kill_at=kill_at, archs=archs, world=world)
+            trained = train(method, shards, folder / name, kill_at=kill_at, world=world, archs=archs)
         torch.save(weights(trained), folder / f"{name}-{world.rank}.pt")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "archs"), [("cass_vc", ("cnn", "vit")), ("scatsimclr", ("cnn",))])
+@pytest.mark.parametrize(
+    ("method", "archs"),
+    [("cass_vc", ("cnn", "vit")), ("scatsimclr", ("cnn",)), ("selfpatch", ("vit",))],
+)
 def test_two_ranks_resume_with_same_bits(method, archs, shards, tmp_path):
     on_ranks(2, _killed_and_resumed, method, archs, shards, tmp_path)
     loaded = [torch.load(tmp_path / f"{n}-{r}.pt") for n in ("whole", "killed") for r in (0, 1)]

@@ -181,6 +181,21 @@ def test_method_trains_its_own_backbones_where_its_entry_names_them(file):
     assert specs["finetune/small-supervised-cnn-linear-1pc-s3"]["backbone"]["name"] == "resnet10t"
 
 
+def test_a_method_gets_the_timm_arguments_it_wants_where_the_backbone_names_no_others(file):
+    text = SMALL.replace("cass: {}", "selfpatch: {}\n  own: {method: selfpatch, weights: w.pt}")
+    text = text.replace("test_vit}", "test_vit, args: {depth: 2, global_pool: max}}")
+    experiment = load_experiment(file(text))
+    assert experiment.backbones_of("supervised")["vit"].args == {"depth": 2, "global_pool": "max"}
+    wanted = {"class_token": False, "global_pool": "max", "depth": 2}
+    (only,) = experiment.backbones_of("selfpatch").values()  # no CNN: it trains ViTs alone
+    assert (only.args, only.weights) == (wanted, "random")
+    assert experiment.backbones_of("own")["vit"].weights.endswith("w.pt")
+    pretrainings = [task.id for task in plan(experiment) if task.stage == "pretrain"]
+    assert [name for name in pretrainings if "selfpatch" in name] == ["pretrain/small-selfpatch-vit-s3"]
+    spec = next(task.spec for task in plan(experiment) if task.id.startswith("finetune/small-selfpatch-vit"))
+    assert spec["backbone"]["args"] == wanted
+
+
 def test_protocols_that_are_not_for_the_data_sets_labels_are_refused(file, monkeypatch):
     monkeypatch.setattr("pipeline.specs.Dataset.kind", property(lambda dataset: "segmentation"))
     with pytest.raises(UserError, match=r"finetune\.protocols: none is for segmentation, which small is"):

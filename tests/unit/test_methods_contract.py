@@ -27,6 +27,7 @@ SMALL = {
     "projector_dim": 16,
     "pretext_hidden": [32, 16],
     "pretext_dropout": 0.0,
+    "patch_out_dim": 32,
 }
 RUNS = [
     (name, archs)
@@ -37,7 +38,8 @@ TRAINED = [run for run in RUNS if METHODS[run[0]].steps == "train"]
 
 
 def make(name, archs):
-    nets = {arch: create_backbone(SPECS[arch], 32, seed=3, arch=arch) for arch in archs}
+    specs = {arch: METHODS[name].with_args(arch, SPECS[arch]) for arch in archs}
+    nets = {arch: create_backbone(spec, 32, seed=3, arch=arch) for arch, spec in specs.items()}
     known = METHODS[name].options.model_fields
     options = resolve_options(name, {key: value for key, value in SMALL.items() if key in known})
     return load_method(name)(nets, options, image_size=32, seed=3).train()

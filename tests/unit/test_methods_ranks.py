@@ -15,7 +15,7 @@ from pipeline.specs import Backbone
 SPECS = {
     "cnn": Backbone(name="test_resnet"),
     "vit": Backbone(
-        name="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        name="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     ),
 }
 SMALL = {
@@ -26,6 +26,8 @@ SMALL = {
     "projector_hidden": 16,
     "projector_dim": 8,
     "pretext_hidden": [16, 8],
+    "patch_out_dim": 16,
+    "patch_chunk": 7,
 }
 NAMES = [name for name, info in METHODS.items() if info.steps == "train"]
 STEP = Progress(step=1, steps=4, epoch=2.0, epochs=4.0, steps_per_epoch=1)
@@ -33,7 +35,8 @@ STEP = Progress(step=1, steps=4, epoch=2.0, epochs=4.0, steps_per_epoch=1)
 
 def make(name):
     archs = METHODS[name].archs if METHODS[name].joint else METHODS[name].archs[-1:]
-    nets = {arch: create_backbone(SPECS[arch], 32, seed=0, arch=arch) for arch in archs}
+    specs = {arch: METHODS[name].with_args(arch, SPECS[arch]) for arch in archs}
+    nets = {arch: create_backbone(spec, 32, seed=0, arch=arch) for arch, spec in specs.items()}
     known = METHODS[name].options.model_fields
     options = resolve_options(name, {key: value for key, value in SMALL.items() if key in known})
     return load_method(name)(nets, options, image_size=32, seed=0)

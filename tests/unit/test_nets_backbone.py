@@ -78,6 +78,23 @@ def test_token_order_is_row_by_row_for_every_layout():
         assert moved.argmax().item() == grid - 1, spec.name
 
 
+@pytest.mark.parametrize("args", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}])
+def test_raw_tokens_are_those_that_the_last_norm_has_not_seen(args):
+    small = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    net = create_backbone(Backbone(name="vit_tiny_patch16_224", args=small | args), 64, seed=0).eval()
+    with torch.no_grad():
+        for norm in (net.net.norm, net.net.fc_norm):
+            for parameter in norm.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        for size in (64, 32):
+            images = torch.rand(2, 3, size, size)
+            raw = net.raw_tokens(images)
+            assert raw.shape == (2, (size // 16) ** 2, 16)
+            expected = net.net.fc_norm(net.tokens(images))
+            torch.testing.assert_close(net.final_norm()(raw), expected)
+            assert not torch.allclose(raw, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
