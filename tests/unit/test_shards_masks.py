@@ -119,14 +119,15 @@ def test_resizing_takes_the_mask_along(tmp_path):
         mask = blocks(number, [0, 1, 2], 64, 48)
         put(root / "images" / f"{number}.png", Image.fromarray(np.stack([mask * 100 + number] * 3, -1)))
         put(root / "masks" / f"{number}.png", mask)
-    index = write(MaskSource(root), tmp_path / "out", ShardOptions(resize=24))
+    index = write(MaskSource(root), tmp_path / "out", ShardOptions(resize=18))
+    nearest = ((np.arange(24) + 0.5) * 8 / 3).astype(int)
     for row in range(len(index)):
         image, mask = index.decode(row), index.mask(row)
-        assert image.size == (32, 24) and mask.shape == (24, 32)
+        assert image.size == (24, 18) and mask.shape == (18, 24)
         number = int(index.samples["path"][row].split("/")[1][:-4])
-        assert np.array_equal(mask, blocks(number, [0, 1, 2], 64, 48)[1::2, 1::2])  # blocks of 8, halved
-        centres = np.asarray(image)[2::4, 2::4, 0].astype(int) - number
-        assert np.array_equal(np.rint(centres / 100), mask[2::4, 2::4])
+        assert np.array_equal(mask, blocks(number, [0, 1, 2], 64, 48)[nearest[:18]][:, nearest])
+        centres = np.asarray(image)[1::3, 1::3, 0].astype(int) - number  # of the blocks, now 3 pixels wide
+        assert np.array_equal(np.rint(centres / 100), mask[1::3, 1::3])
 
 
 @pytest.mark.parametrize(
