@@ -116,8 +116,8 @@ def test_splits_are_stratified_by_what_occurs(tmp_path):
 def test_resizing_takes_the_mask_along(tmp_path):
     root = tmp_path / "in"
     for number in range(12):
-        mask = blocks(number, [0, 1, 2], 64, 48)
-        put(root / "images" / f"{number}.png", Image.fromarray(np.stack([mask * 100 + number] * 3, -1)))
+        mask = blocks(number, [0, 100, 200], 64, 48)
+        put(root / "images" / f"{number}.png", Image.fromarray(np.stack([mask + number] * 3, -1)))
         put(root / "masks" / f"{number}.png", mask)
     index = write(MaskSource(root), tmp_path / "out", ShardOptions(resize=18))
     nearest = ((np.arange(24) + 0.5) * 8 / 3).astype(int)
@@ -125,7 +125,7 @@ def test_resizing_takes_the_mask_along(tmp_path):
         image, mask = index.decode(row), index.mask(row)
         assert image.size == (24, 18) and mask.shape == (18, 24)
         number = int(index.samples["path"][row].split("/")[1][:-4])
-        assert np.array_equal(mask, blocks(number, [0, 1, 2], 64, 48)[nearest[:18]][:, nearest])
+        assert np.array_equal(mask, blocks(number, [0, 100, 200], 64, 48)[nearest[:18]][:, nearest] // 100)
         centres = np.asarray(image)[1::3, 1::3, 0].astype(int) - number  # of the blocks, now 3 pixels wide
         assert np.array_equal(np.rint(centres / 100), mask[1::3, 1::3])
 
