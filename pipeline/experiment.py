@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.protocols import MULTILABEL_METRICS, PROTOCOL_NAMES
-from pipeline.methods.options import METHODS, resolve_options, resolve_recipe
+from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOL_NAMES, PROTOCOLS
+from pipeline.methods.registry import METHODS, resolve_options, resolve_recipe
 from pipeline.specs import (
     Architecture,
     Backbone,
@@ -49,7 +49,9 @@ class MethodEntry(Strict):
     method: str = ""  # the registered method; default: the label
     options: Plain = {}  # the method's own options
     train: Plain = {}  # overrides of ``pretrain`` for this method
+    backbones: dict[Architecture, Backbone] = {}  # its own, in place of the experiment's
     weights: UserPath | None = None  # initial weights of its backbones, instead of the backbones' own
+    seeds: Literal["first", "each"] | None = None  # its pretrainings, where not as ``pretrain.seeds`` says
 
 
 class PretrainSection(Training):
@@ -59,7 +61,9 @@ class PretrainSection(Training):
 
 
 class FinetuneSection(FinetuneSettings):
-    protocols: list[str] = Field(["finetune", "linear", "knn"], min_length=1)
+    protocols: list[str] = Field(
+        ["finetune", "linear", "knn"], min_length=1
+    )  # a data set gets those of its kind
     fractions: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
 
     @field_validator("protocols")
@@ -85,6 +89,7 @@ class FinetuneSection(FinetuneSettings):
 
 class StageResources(Strict):
     shard: Resources = Resources(cpus_per_rank=2, minutes=120)
+    search: Resources = Resources(minutes=1440)
     pretrain: Resources = Resources(minutes=1440)
     finetune: Resources = Resources(minutes=240, tasks_per_job=16)
     aggregate: Resources = Resources(minutes=30)
@@ -99,7 +104,7 @@ class StageResources(Strict):
 
     @model_validator(mode="after")
     def _only_finetune_is_packed_or_single(self) -> StageResources:
-        for stage in ("shard", "pretrain", "aggregate"):
+        for stage in ("shard", "search", "pretrain", "aggregate"):
             if getattr(self, stage).tasks_per_job != 1:
                 # A job fails as a whole, and with it would go the children of its healthy tasks.
                 raise ValueError(f"{stage}.tasks_per_job must be 1: only finetune tasks share a job")
@@ -160,12 +165,21 @@ class Experiment(Strict):
             return [self.dataset.model_copy(update={"name": self.dataset.name or self.name})]
         return [data.model_copy(update={"name": name}) for name, data in self.datasets.items()]
 
+    def protocols_of(self, dataset: Dataset) -> list[str]:
+        """The protocols that a data set's labels are for."""
+        return [name for name in self.finetune.protocols if PROTOCOLS[name].kind == dataset.kind]
+
     def method_of(self, label: str) -> str:
         return self.methods[label].method or label
 
     def options_of(self, label: str) -> Json:
         """Every option of a method, complete and checked."""
         return resolve_options(self.method_of(label), self.methods[label].options)
+
+    def pretraining_seeds_of(self, label: str) -> list[int]:
+        """A seed for each of a method's pretrainings; one that is alone feeds every seed of fine-tuning."""
+        chosen = self.methods[label].seeds or self.pretrain.seeds
+        return self.seeds[:1] if chosen == "first" else self.seeds
 
     def training_of(self, label: str) -> Training:
         """A method's training settings: defaults < its recipe < ``pretrain`` < ``methods.LABEL.train``."""
@@ -175,11 +189,19 @@ class Experiment(Strict):
         return Training.model_validate(resolve_recipe(self.method_of(label), batch_size=batch_size) | given)
 
     def backbones_of(self, label: str) -> dict[Architecture, Backbone]:
-        """A method's backbones with the weights they start from."""
-        weights = self.methods[label].weights
+        """The backbones that a method trains, with the weights they start from.
+
+        Those of its own entry, else those that the method brings along, else the experiment's; of the
+        architectures that it can train.
+        """
+        entry, info = self.methods[label], METHODS[self.method_of(label)]
+        backbones = self.backbones | info.backbones | entry.backbones
         return {
-            arch: backbone if weights is None else backbone.model_copy(update={"weights": weights})
-            for arch, backbone in self.backbones.items()
+            arch: backbone
+            if entry.weights is None
+            else backbone.model_copy(update={"weights": entry.weights})
+            for arch, backbone in backbones.items()
+            if arch in info.archs
         }
 
     def resolved(self) -> Json:
@@ -191,7 +213,9 @@ class Experiment(Strict):
                 "method": self.method_of(label),
                 "options": self.options_of(label),
                 "train": self.training_of(label).model_dump(mode="json"),
+                "backbones": {arch: net.model_dump(mode="json") for arch, net in entry.backbones.items()},
                 "weights": entry.weights,
+                "seeds": entry.seeds,
             }
             for label, entry in self.methods.items()
         }
@@ -305,15 +329,27 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             Training.model_validate(entry.train)
         except ValidationError as error:
             raise _first_error(error, Training, (*where, "train"), origin) from None
-        if METHODS[name].joint and set(experiment.backbones) != {"cnn", "vit"}:
+        missing = set(METHODS[name].archs) - set(experiment.backbones_of(label))
+        if METHODS[name].joint and missing:
             raise origin.error(("backbones",), f"the method {name} needs both a cnn and a vit")
+        for arch in entry.backbones:
+            if arch not in METHODS[name].archs:
+                raise origin.error((*where, "backbones", arch), f"the method {name} trains no {arch}")
+        if missing == set(METHODS[name].archs):
+            raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
     for where, metric in (
         (("finetune", "select_by"), experiment.finetune.select_by),
         (("report", "metric"), experiment.report.metric),
     ):
-        if metric not in MULTILABEL_METRICS:  # whether the labels are multiple is known after sharding
-            hint = nearest(metric, MULTILABEL_METRICS) or f" (known: {', '.join(MULTILABEL_METRICS)})"
+        if metric not in ALL_METRICS:  # whether the labels are multiple is known after sharding
+            hint = nearest(metric, ALL_METRICS) or f" (known: {', '.join(ALL_METRICS)})"
             raise origin.error(where, f"unknown metric {metric!r}{hint}")
+    for dataset in experiment.all_datasets:
+        if not experiment.protocols_of(dataset):
+            fitting = ", ".join(name for name, info in PROTOCOLS.items() if info.kind == dataset.kind)
+            raise origin.error(
+                ("finetune", "protocols"), f"none is for {dataset.kind}, which {dataset.name} is ({fitting})"
+            )
     baseline = experiment.report.baseline
     if baseline not in experiment.methods:
         raise origin.error(

@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Architecture = Literal["cnn", "vit"]
+Kind = Literal["classification", "segmentation", "detection"]  # of a data set
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-STAGES = ("shard", "pretrain", "finetune", "aggregate")
+STAGES = ("shard", "search", "pretrain", "finetune", "aggregate")
+TRAINING_STAGES = ("search", "pretrain")  # on any number of ranks, and resumable
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +87,11 @@ class Dataset(Strict):
     max_rejected: float = Field(0.05, ge=0, le=1)  # share of unreadable images
     shard_samples: int = Field(1000, ge=1)
     version: int = 1  # raise it to shard again after the files at root have changed
+
+    @property
+    def kind(self) -> Kind:
+        """What its labels are for."""
+        return "classification"
 
     @model_validator(mode="after")
     def _root_where_needed(self) -> Dataset:
@@ -191,12 +198,16 @@ class PretrainSpec(Strict):
     seed: int
 
 
+class SearchSpec(PretrainSpec):
+    """A short pretraining that finds the value of an option given as ``search``."""
+
+
 class FinetuneSpec(Strict):
     dataset: str
     label: str  # the method's name
     arch: Architecture
     backbone: Backbone
-    protocol: str  # finetune | linear | knn
+    protocol: str  # of pipeline.evaluate.protocols
     fraction: float = Field(gt=0, le=1)  # of the labelled train split
     seed: int
     settings: FinetuneSettings

@@ -13,7 +13,7 @@ from pipeline.data.draws import sample_keys
 from pipeline.evaluate.images import images_of, plain_batches
 from pipeline.evaluate.losses import class_weights, make_loss
 from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
-from pipeline.evaluate.select import validation_score
+from pipeline.evaluate.select import classified, validation_score
 from pipeline.nets.backbone import Net
 from pipeline.nets.export import load_exported
 from pipeline.specs import FinetuneSettings
@@ -91,7 +91,8 @@ def _run(problem: Problem) -> Prediction:
         elif settings.patience and epoch + 1 - best_epoch >= settings.patience:
             break
     net.load_state_dict(best)
-    return Prediction(
+    return classified(
+        problem,
         val=best_val,
         test=predict(problem, net, problem.test),
         best_epoch=best_epoch,

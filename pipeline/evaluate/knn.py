@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.evaluate.features import features_of
 from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
+from pipeline.evaluate.select import classified
 
 TEMPERATURE = 0.07
 
@@ -67,6 +68,5 @@ def run(problem: Problem) -> Prediction:
         )
 
     with reproducible(problem.seed, problem.device):
-        return Prediction(
-            val=predict(problem.val).cpu().numpy(), test=predict(problem.test).cpu().numpy(), chosen={"k": k}
-        )
+        val, test = (predict(split).cpu().numpy() for split in (problem.val, problem.test))
+        return classified(problem, val=val, test=test, chosen={"k": k})

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.evaluate.features import features_key, features_of
 from pipeline.evaluate.losses import class_weights, make_loss
 from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
-from pipeline.evaluate.select import validation_score
+from pipeline.evaluate.select import classified, validation_score
 
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
 WEIGHT_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -107,7 +107,8 @@ def run(problem: Problem) -> Prediction:
 
 def _run(problem: Problem) -> Prediction:
     fit = _remembered_fit(problem)
-    return Prediction(
+    return classified(
+        problem,
         val=fit.probabilities(problem, problem.val),
         test=fit.probabilities(problem, problem.test),
         chosen={"weight_decay": fit.weight_decay},

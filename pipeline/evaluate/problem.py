@@ -85,15 +85,18 @@ class Prediction:
     """What a protocol found.
 
     Attributes:
-        val, test: float32 (N, K) probabilities, in the order of the splits' rows.
+        val, test: metrics of the two splits.
+        arrays: of the test split, in the order of its rows, what intervals are computed from; see
+            docs/formats.md.
         best_epoch: epochs of training behind the chosen weights; 0 where nothing is trained by epochs.
         chosen: what else validation picked, such as the weight decay.
         log: one JSON object a line of ``log.jsonl``.
         images_seen: images that passed through the backbone in training.
     """
 
-    val: np.ndarray
-    test: np.ndarray
+    val: dict[str, float]
+    test: dict[str, float]
+    arrays: dict[str, np.ndarray]
     best_epoch: int = 0
     chosen: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
-from pipeline.errors import UserError, nearest
+from dataclasses import dataclass
 
-# protocol → the function that runs it; see pipeline.evaluate.problem for its contract
+from pipeline.errors import UserError, nearest
+from pipeline.specs import Kind
+
+
+@dataclass(frozen=True)
+class ProtocolInfo:
+    """A protocol.
+
+    Attributes:
+        target: ``module:function`` that runs it; see ``pipeline.evaluate.problem`` for its contract.
+        kind: of the data sets that it is for.
+    """
+
+    target: str
+    kind: Kind
+
+
 PROTOCOLS = {
-    "finetune": "pipeline.evaluate.finetune:run",
-    "linear": "pipeline.evaluate.linear:run",
-    "knn": "pipeline.evaluate.knn:run",
+    "finetune": ProtocolInfo("pipeline.evaluate.finetune:run", "classification"),
+    "linear": ProtocolInfo("pipeline.evaluate.linear:run", "classification"),
+    "knn": ProtocolInfo("pipeline.evaluate.knn:run", "classification"),
 }
 PROTOCOL_NAMES = tuple(PROTOCOLS)
+
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "macro_auroc")
 MULTILABEL_METRICS = (*METRICS, "map")
+METRICS_OF = {  # of an index's task; the first of segmentation and of detection is its main one
+    "multiclass": METRICS,
+    "multilabel": MULTILABEL_METRICS,
+    "segmentation": ("miou", "mean_dice", "mean_accuracy", "pixel_accuracy"),
+    "detection": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
+}
+ALL_METRICS = tuple(dict.fromkeys(name for names in METRICS_OF.values() for name in names))
 
 
-def check_metric(name: str, *, multilabel: bool, key: str) -> None:
-    """Refuse a metric that this kind of labels does not have.
+def check_metric(name: str, *, task: str, key: str) -> str:
+    """The metric that a setting means for one kind of labels.
+
+    An experiment names one metric for all its data sets. Where those of segmentation or detection have no
+    such metric, their main one stands in.
 
     Args:
         name: the metric asked for.
-        multilabel: whether a sample may have several labels.
+        task: of the index: ``multiclass``, ``multilabel``, ``segmentation`` or ``detection``.
         key: the setting that named it, for the message.
 
     Raises:
-        UserError: unknown, or ``map`` for single labels.
+        UserError: unknown, or one that this kind of labels does not have, such as ``map`` for single labels.
     """
-    known = MULTILABEL_METRICS if multilabel else METRICS
-    if name not in known:
-        kind = "multi-label" if multilabel else "single-label"
-        expected = ", ".join(known)
-        raise UserError(
-            f"{key}: no metric {name!r} for {kind} data{nearest(name, known)} (expected one of {expected})"
-        )
+    known = METRICS_OF[task]
+    if name in known:
+        return name
+    if task in ("segmentation", "detection") and name in ALL_METRICS:
+        return known[0]
+    kind = {"multiclass": "single-label", "multilabel": "multi-label"}.get(task, task)
+    expected = ", ".join(known)
+    raise UserError(
+        f"{key}: no metric {name!r} for {kind} data{nearest(name, known)} (expected one of {expected})"
+    )

@@ -1,14 +1,15 @@
-"""The validation score that picks an epoch or a weight decay."""
+"""The validation score that picks an epoch or a weight decay, and the metrics of what was picked."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import evaluate
-from pipeline.evaluate.problem import Problem
+from pipeline.evaluate.problem import Prediction, Problem
 from pipeline.evaluate.protocols import check_metric
 
 
@@ -21,8 +22,7 @@ def validation_score(problem: Problem, probabilities: np.ndarray) -> tuple[dict[
     Raises:
         UserError: there is no such metric, or it does not exist on this validation split.
     """
-    name = problem.settings.select_by
-    check_metric(name, multilabel=problem.multilabel, key="select_by")
+    name = check_metric(problem.settings.select_by, task=problem.index.task, key="select_by")
     metrics = evaluate(probabilities, problem.val.targets.numpy())
     if math.isnan(metrics[name]):
         raise UserError(
@@ -30,6 +30,25 @@ def validation_score(problem: Problem, probabilities: np.ndarray) -> tuple[dict[
             " either positives or negatives of every class; choose another metric or validation: full"
         )
     return existing(metrics), metrics[name]
+
+
+def classified(problem: Problem, *, val: np.ndarray, test: np.ndarray, **more: Any) -> Prediction:
+    """The prediction of a classifier.
+
+    Args:
+        val, test: (N, K) probabilities, in the order of the splits' rows.
+        more: other fields of the prediction.
+    """
+    targets = problem.test.targets.numpy()
+    return Prediction(
+        val=evaluate(val, problem.val.targets.numpy()),
+        test=evaluate(test, targets),
+        arrays={
+            "probabilities": test.astype(np.float32),
+            "targets": targets.astype(np.uint8 if problem.multilabel else np.int64),
+        },
+        **more,
+    )
 
 
 def existing(metrics: dict[str, float]) -> dict[str, float]:

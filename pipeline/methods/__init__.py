@@ -1,1 +1,1 @@
-"""Pretraining methods, one file each. ``options`` (no torch) lists them; ``base`` is their contract."""
+"""Pretraining methods, one file each. ``registry`` (no torch) lists them; ``base`` is their contract."""

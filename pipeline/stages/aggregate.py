@@ -56,7 +56,11 @@ def run(work: Work) -> Outcome:
 
 def _collect(entries: Sequence[Entry], settings: ReportSettings) -> Collected:
     collected = collect(entries)
-    check_metric(settings.metric, multilabel="map" in collected.metrics, key="report.metric")
+    check_metric(
+        settings.metric,
+        task="multilabel" if "map" in collected.metrics else "multiclass",
+        key="report.metric",
+    )
     return collected
 
 

@@ -1,6 +1,7 @@
 """Fine-tune stage: one pretrained backbone, one draw of labels, one protocol → predictions and their metrics.
 
-Writes ``predictions.npz`` (test split: probabilities, targets, rows of samples.csv) and ``log.jsonl``.
+Writes ``predictions.npz`` (of the test split, what intervals are made of, and its rows of samples.csv) and
+``log.jsonl``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import torch
 
 from pipeline.data.fractions import subset
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.metrics import evaluate
 from pipeline.evaluate.problem import Problem, Protocol, Split
 from pipeline.evaluate.protocols import PROTOCOLS, check_metric
 from pipeline.evaluate.select import existing
@@ -54,13 +54,8 @@ def run(work: Work) -> Outcome:
     prediction = _protocol(spec.protocol)(problem)
     seconds = time.perf_counter() - started
 
-    test_targets = problem.test.targets.numpy()
-    np.savez(
-        work.folder / "predictions.npz",
-        probabilities=prediction.test.astype(np.float32),
-        targets=test_targets.astype(np.uint8 if problem.multilabel else np.int64),
-        rows=problem.test.rows.astype(np.int64),
-    )
+    arrays = prediction.arrays | {"rows": problem.test.rows.astype(np.int64)}
+    np.savez(work.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
     with (work.folder / "log.jsonl").open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in prediction.log)
     metrics: dict[str, Any] = {
@@ -69,8 +64,8 @@ def run(work: Work) -> Outcome:
         "num_test": len(problem.test),
         "best_epoch": prediction.best_epoch,
         **prediction.chosen,
-        "val": existing(evaluate(prediction.val, problem.val.targets.numpy())),
-        "test": existing(evaluate(prediction.test, test_targets)),
+        "val": existing(prediction.val),
+        "test": existing(prediction.test),
     }
     return Outcome(
         metrics=metrics,
@@ -83,7 +78,7 @@ def run(work: Work) -> Outcome:
 
 def _problem(work: Work, spec: FinetuneSpec, device: torch.device) -> Problem:
     index = Index.open(work.inputs["shard"][0].folder)
-    check_metric(spec.settings.select_by, multilabel=index.task == "multilabel", key="select_by")
+    check_metric(spec.settings.select_by, task=index.task, key="select_by")
     train = _split(index, "train", spec.fraction, spec.seed)
     val = _split(index, "val", spec.fraction if spec.settings.validation == "fraction" else 1.0, spec.seed)
     test = _split(index, "test", 1.0, spec.seed)
@@ -130,5 +125,5 @@ def _protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
         raise UserError(f"no protocol {name!r}{nearest(name, PROTOCOLS)} (expected one of {known})")
-    module, function = PROTOCOLS[name].split(":")
+    module, function = PROTOCOLS[name].target.split(":")
     return getattr(importlib.import_module(module), function)

@@ -15,7 +15,7 @@ from pipeline.data.feed import Batch, IndexedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
 from pipeline.methods.load import load_method
-from pipeline.methods.options import resolve_options
+from pipeline.methods.registry import resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.ranks import Ranks
 from pipeline.specs import Backbone, Resources, Training

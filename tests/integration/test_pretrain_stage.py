@@ -10,7 +10,7 @@ from pretrain_cases import BACKBONES, OPTIONS, SIZE, assert_same_bits, settings,
 
 from pipeline.errors import UserError
 from pipeline.manifest import Receipt, Task
-from pipeline.methods.options import resolve_options
+from pipeline.methods.registry import resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.nets.export import load_exported
 from pipeline.specs import PretrainSpec, Resources

@@ -81,10 +81,20 @@ def test_diverged_predictions_are_refused() -> None:
 
 def test_unknown_metric_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"select_by.*'macro_f2'.*did you mean 'macro_f1'"):
-        check_metric("macro_f2", multilabel=False, key="select_by")
+        check_metric("macro_f2", task="multiclass", key="select_by")
     with pytest.raises(UserError, match="'map' for single-label"):
-        check_metric("map", multilabel=False, key="select_by")
-    check_metric("map", multilabel=True, key="select_by")
+        check_metric("map", task="multiclass", key="select_by")
+    assert check_metric("map", task="multilabel", key="select_by") == "map"
+
+
+def test_one_metric_of_an_experiment_means_each_kinds_main_one() -> None:
+    assert check_metric("macro_f1", task="segmentation", key="select_by") == "miou"
+    assert check_metric("pixel_accuracy", task="segmentation", key="select_by") == "pixel_accuracy"
+    assert check_metric("macro_f1", task="detection", key="select_by") == "box_ap"
+    with pytest.raises(UserError, match="'miuo' for segmentation data, did you mean 'miou'"):
+        check_metric("miuo", task="segmentation", key="select_by")
+    with pytest.raises(UserError, match="'miou' for single-label"):
+        check_metric("miou", task="multiclass", key="select_by")
 
 
 def test_names_need_no_torch() -> None:
@@ -95,6 +105,6 @@ def test_names_need_no_torch() -> None:
 def test_every_protocol_is_there() -> None:
     import importlib
 
-    for place in PROTOCOLS.values():
-        module, name = place.split(":")
+    for info in PROTOCOLS.values():
+        module, name = info.target.split(":")
         assert callable(getattr(importlib.import_module(module), name))

@@ -168,3 +168,34 @@ def test_unknown_experiment_names_the_nearest_ready_one():
 def test_partly_given_resources_keep_the_rest_of_their_stage(file):
     resources = load_experiment(file(SMALL), ["resources.finetune.minutes=7"]).resources.finetune
     assert (resources.minutes, resources.tasks_per_job) == (7, 16)
+
+
+def test_method_trains_its_own_backbones_where_its_entry_names_them(file):
+    text = SMALL.replace("supervised: {}", "supervised: {backbones: {cnn: {name: resnet10t}}}")
+    experiment = load_experiment(file(text))
+    own, others = experiment.backbones_of("supervised"), experiment.backbones_of("cass")
+    assert (own["cnn"].name, own["vit"].name) == ("resnet10t", "test_vit")
+    assert others["cnn"].name == "test_resnet"
+    specs = {task.id: task.spec for task in plan(experiment)}
+    assert specs["pretrain/small-supervised-cnn-s3"]["backbones"]["cnn"]["name"] == "resnet10t"
+    assert specs["finetune/small-supervised-cnn-linear-1pc-s3"]["backbone"]["name"] == "resnet10t"
+
+
+def test_protocols_that_are_not_for_the_data_sets_labels_are_refused(file, monkeypatch):
+    monkeypatch.setattr("pipeline.specs.Dataset.kind", property(lambda dataset: "segmentation"))
+    with pytest.raises(UserError, match=r"finetune\.protocols: none is for segmentation, which small is"):
+        load_experiment(file(SMALL))
+
+
+def test_method_may_be_pretrained_more_or_less_often_than_the_others(file):
+    text = SMALL.replace("seeds: [3]", "seeds: [3, 4]").replace("cass: {}", "cass: {seeds: each}")
+    ids = [task.id for task in plan(load_experiment(file(text)))]
+    assert [name for name in ids if name.startswith("pretrain/small-cass-")] == [
+        "pretrain/small-cass-cnn-vit-s3",
+        "pretrain/small-cass-cnn-vit-s4",
+    ]
+    assert [name for name in ids if name.startswith("pretrain/small-supervised-cnn")] == [
+        "pretrain/small-supervised-cnn-s3"
+    ]
+    assert ids.count("finetune/small-supervised-cnn-linear-1pc-s4") == 1
+    assert ids.count("finetune/small-cass-cnn-linear-1pc-s4") == 1

@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.methods.base import Progress
 from pipeline.methods.cass import CrossArchitecture
 from pipeline.methods.losses import cosine_distance, covariance_term, info_nce, variance_term
-from pipeline.methods.options import resolve_options
+from pipeline.methods.registry import resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
 

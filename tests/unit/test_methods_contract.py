@@ -7,7 +7,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.methods.base import Progress, View, cosine_momentum, follow, slow_copy
 from pipeline.methods.load import load_method
-from pipeline.methods.options import METHODS, resolve_options
+from pipeline.methods.registry import METHODS, resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.nets.export import export
 from pipeline.specs import Backbone

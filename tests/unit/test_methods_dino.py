@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.methods.base import Progress
 from pipeline.methods.dino import Dino, default_local_size, distillation_loss
-from pipeline.methods.options import resolve_options
+from pipeline.methods.registry import resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
 

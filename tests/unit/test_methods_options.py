@@ -6,13 +6,13 @@ import sys
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.methods.options import METHODS, resolve_options, resolve_recipe
+from pipeline.methods.registry import METHODS, resolve_options, resolve_recipe
 from pipeline.specs import Training
 
 
 def test_options_are_read_without_importing_torch():
     code = (
-        "import sys, pipeline.methods.options as o; o.resolve_options('dino'); print('torch' in sys.modules)"
+        "import sys, pipeline.methods.registry as o; o.resolve_options('dino'); print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

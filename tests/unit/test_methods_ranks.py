@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.methods.base import Progress
 from pipeline.methods.load import load_method
-from pipeline.methods.options import METHODS, resolve_options
+from pipeline.methods.registry import METHODS, resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
 
