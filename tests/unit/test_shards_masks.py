@@ -249,6 +249,18 @@ def test_mask_that_cannot_be_read_rejects_its_image(tmp_path):
     assert all("mask masks/" in line for line in reasons)
 
 
+def test_no_readable_mask_and_class_that_is_in_none_are_named(tmp_path):
+    root = flat(tmp_path / "in", [0, 1])
+    with pytest.raises(InputError, match="class 'rare' has no readable image"):
+        write(MaskSource(root, mask_classes={"a": 0, "b": 1, "rare": 2}), tmp_path / "out")
+    for path in (root / "masks").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"no readable image among 30 \(images/0.jpg: mask masks/0.png: not an"
+    ):
+        write(MaskSource(root), tmp_path / "out")
+
+
 def test_mask_of_ignored_pixels_only_is_labelled_with_nothing(tmp_path):
     root = flat(tmp_path / "in", [0, 1])
     put(root / "masks" / "3.png", np.full((16, 24), 255, np.uint8))
@@ -296,6 +308,7 @@ def test_names_by_split_suffix_or_in_one_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"images": "images/0.jpg"}, r"images: there is no folder .*images/0.jpg"),
         ({"masks": "nothing"}, "masks: there is no .*nothing"),
         ({"images": "../elsewhere"}, "images is '../elsewhere', expected a path below"),
         ({"masks": "/etc"}, "masks is '/etc', expected a path below"),
