@@ -17,7 +17,8 @@ Architecture = Literal["cnn", "vit"]
 Kind = Literal["classification", "segmentation", "detection"]  # of a data set
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-STAGES = ("shard", "pretrain", "finetune", "aggregate")
+STAGES = ("shard", "search", "pretrain", "finetune", "aggregate")
+TRAINING_STAGES = ("search", "pretrain")  # on any number of ranks, and resumable
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +170,7 @@ class FinetuneSettings(Strict):
     validation: Literal["full", "fraction"] = "full"
     select_by: str = "macro_f1"  # validation metric that picks the epoch
     knn_k: int = Field(20, ge=1)
+    head_width: int = Field(256, ge=8)  # channels of a segmentation or detection head
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache: Literal["auto", "gpu", "ram", "none"] = "auto"
     workers: int = Field(0, ge=0)
@@ -195,6 +197,10 @@ class PretrainSpec(Strict):
     backbones: dict[Architecture, Backbone]  # both for a joint method, else one
     train: Training
     seed: int
+
+
+class SearchSpec(PretrainSpec):
+    """A short pretraining that finds the value of an option given as ``search``."""
 
 
 class FinetuneSpec(Strict):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.augment import Augment
-from pipeline.evaluate.images import plain_batches
+from pipeline.evaluate.images import images_of, plain_batches
 from pipeline.evaluate.losses import class_weights, make_loss
 from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
 from pipeline.evaluate.select import classified, validation_score
@@ -35,27 +35,28 @@ def _run(problem: Problem) -> Prediction:
     net = net.to(device).to(memory_format=torch.channels_last)
     targets = problem.train.targets.to(device)
     balanced = settings.class_weights == "balanced"
-    loss = make_loss(
+    loss_of = make_loss(
         settings.loss,
         weights=class_weights(targets, problem.num_classes) if balanced else None,
         gamma=settings.focal_gamma,
     )
+    images, where = images_of(problem, problem.train, image_size=net.image_size)
     augment = Augment(settings.augment, net.image_size)
 
-    def loss_of(images: Tensor, keys: Tensor, chosen: np.ndarray) -> Tensor:
-        augmented = augment(images, keys).contiguous(memory_format=torch.channels_last)
+    def loss(batch: Tensor, keys: Tensor, chosen: np.ndarray) -> Tensor:
+        augmented = augment(batch, keys).contiguous(memory_format=torch.channels_last)
         with problem.autocast():
             logits = net.logits(augmented)
-        return loss(logits, targets[torch.from_numpy(chosen).to(device)])
+        return loss_of(logits, targets[torch.from_numpy(chosen).to(device)])
 
-    def judge() -> tuple[dict[str, float], float, np.ndarray]:
+    def validate() -> tuple[np.ndarray, dict[str, float], float]:
         val = predict(problem, net, problem.val)
-        return *validation_score(problem, val), val
+        return val, *validation_score(problem, val)
 
-    trained = train(problem, net, image_size=net.image_size, loss_of=loss_of, judge=judge)
+    trained = train(problem, net, images=images, where=where, loss_of=loss, validate=validate)
     return classified(
         problem,
-        val=trained.val,
+        val=trained.best_val,
         test=predict(problem, net, problem.test),
         best_epoch=trained.best_epoch,
         log=trained.log,

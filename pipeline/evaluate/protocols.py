@@ -25,6 +25,8 @@ PROTOCOLS = {
     "finetune": ProtocolInfo("pipeline.evaluate.finetune:run", "classification"),
     "linear": ProtocolInfo("pipeline.evaluate.linear:run", "classification"),
     "knn": ProtocolInfo("pipeline.evaluate.knn:run", "classification"),
+    "seg_linear": ProtocolInfo("pipeline.evaluate.seg_linear:run", "segmentation"),
+    "seg_fpn": ProtocolInfo("pipeline.evaluate.seg_fpn:run", "segmentation"),
 }
 PROTOCOL_NAMES = tuple(PROTOCOLS)
 

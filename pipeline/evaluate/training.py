@@ -1,4 +1,4 @@
-"""Training by epochs, for the protocols that learn: order, schedule, and the epoch that validation picks."""
+"""Training a whole net on few labels: the order, the schedule, and the epoch that validation picks."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.draws import sample_keys
+from pipeline.data.images import ImageSet
 from pipeline.errors import UserError
-from pipeline.evaluate.images import images_of
 from pipeline.evaluate.problem import Problem
 from pipeline.specs import FinetuneSettings
 
 Found = TypeVar("Found")
-LossOf = Callable[[Tensor, Tensor, np.ndarray], Tensor]
+Loss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
+Validate = Callable[[], tuple[Found, dict[str, float], float]]
 
 
 @dataclass(frozen=True)
 class Trained(Generic[Found]):
-    """What training came to; the net has the weights of the best epoch.
+    """What a training came to.
 
     Attributes:
-        best_epoch: the epoch, from 1 on, whose validation score was the highest.
-        val: what was found on validation after it.
-        log: an entry an epoch.
-        images_seen: by the net in training.
+        best_val: what was predicted for the validation split at the best epoch.
+        best_epoch: whose weights the net has now.
+        log: one entry an epoch.
+        images_seen: over all epochs.
     """
 
+    best_val: Found
     best_epoch: int
-    val: Found
     log: list[dict[str, Any]]
     images_seen: int
 
@@ -42,32 +43,34 @@ def train(
     problem: Problem,
     net: nn.Module,
     *,
-    image_size: int,
-    loss_of: LossOf,
-    judge: Callable[[], tuple[dict[str, float], float, Found]],
+    images: ImageSet,
+    where: np.ndarray,
+    loss_of: Loss,
+    validate: Validate[Found],
     warmup: float = 0,
     clip_grad: float | None = None,
 ) -> Trained[Found]:
-    """Train a net by the problem's settings, and give it the weights of the epoch that validation picks.
+    """Train, and leave the net with the weights of the epoch that scored best.
 
     Args:
-        net: on the problem's device.
-        image_size: of the images that ``loss_of`` gets.
-        loss_of: from a batch of images (B, 3, S, S) uint8 on the device, their keys (B,) for augmentation and
-            their places (B,) in the training split to the loss.
-        judge: validation's metrics, the one that picks, and what else is to be kept of the best epoch.
+        problem: its settings say for how long, and with which optimiser.
+        net: on the device.
+        images: holds the training images.
+        where: (N,) their positions in it, in the order of ``problem.train``.
+        loss_of: ``loss_of(batch, keys, chosen)``: the loss on uint8 images as ``images`` gives them, whose
+            augmentation is drawn by the keys and whose positions in ``problem.train`` are ``chosen``.
+        validate: what the net predicts for the validation split, its metrics, and the one that counts.
         warmup: share of the steps in which the learning rate rises.
         clip_grad: largest norm of all gradients together.
 
     Raises:
         UserError: the loss is no longer a number.
     """
-    settings, split = problem.settings, problem.train
-    images, where = images_of(problem, split, image_size=image_size)
-    steps_per_epoch = len(batches(len(split), settings.batch_size, problem.seed, 0))
+    settings, device = problem.settings, problem.device
+    steps_per_epoch = len(_batches(len(problem.train), settings.batch_size, problem.seed, 0))
     steps = int(min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf))
     epochs = math.ceil(steps / steps_per_epoch)
-    optimizer = make_optimizer(net, settings, fused=problem.device.type == "cuda")
+    optimizer = make_optimizer(net, settings, fused=device.type == "cuda")
     schedule = make_schedule(optimizer, steps=steps, warmup=int(warmup * steps), lr_min=settings.lr_min)
 
     step, seen, best_epoch, best_score = 0, 0, 0, float("-inf")
@@ -77,9 +80,11 @@ def train(
     for epoch in range(epochs):
         net.train()
         losses = []
-        orders = batches(len(split), settings.batch_size, problem.seed, epoch)[: steps - step]
+        orders = _batches(len(problem.train), settings.batch_size, problem.seed, epoch)[: steps - step]
         for chosen, batch in zip(orders, images.batches(where[chosen] for chosen in orders)):
-            keys = sample_keys(torch.from_numpy(split.rows[chosen] + (epoch << 32)), seed=problem.seed)
+            keys = sample_keys(
+                torch.from_numpy(problem.train.rows[chosen] + (epoch << 32)), seed=problem.seed
+            )
             loss = loss_of(batch, keys, chosen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -95,7 +100,7 @@ def train(
             raise UserError(
                 f"the training diverged in epoch {epoch + 1}: its loss is not a number; lower finetune.lr"
             )
-        metrics, score, val = judge()
+        val, metrics, score = validate()
         log.append(
             {
                 "epoch": epoch + 1,
@@ -111,16 +116,18 @@ def train(
         elif settings.patience and epoch + 1 - best_epoch >= settings.patience:
             break
     net.load_state_dict(best)
-    return Trained(best_epoch, best_val, log, seen)
+    return Trained(best_val, best_epoch, log, seen)
 
 
-def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """One epoch's order in batches of nearly equal size, none above ``batch_size`` and none of a single
     image.
 
     A lone image would break batch normalisation at 1 × 1 resolution; three images at a batch size of two
-    therefore go together, the one case above ``batch_size``.
+    therefore go together, the one case above ``batch_size``. Where there is but one image, it goes in twice.
     """
+    if count == 1 and batch_size > 1:
+        return [np.zeros(2, np.int64)]
     order = np.random.default_rng([seed, epoch]).permutation(count)
     parts = math.ceil(count / batch_size)
     if batch_size > 1:
