@@ -184,7 +184,7 @@ def test_method_trains_its_own_backbones_where_its_entry_names_them(file):
 def test_protocols_that_are_not_for_the_data_sets_labels_are_refused(file, monkeypatch):
     monkeypatch.setattr("pipeline.specs.Dataset.kind", property(lambda dataset: "segmentation"))
     with pytest.raises(UserError, match=r"finetune\.protocols: none is for segmentation, which small is"):
-        load_experiment(file(SMALL))
+        load_experiment(file(SMALL), ["finetune.protocols=[linear, detect]"])
 
 
 def test_method_may_be_pretrained_more_or_less_often_than_the_others(file):
