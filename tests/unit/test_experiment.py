@@ -10,6 +10,7 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment, ready_experiments
 from pipeline.plan import plan
+from pipeline.specs import FOR_SOURCES, Dataset
 
 SMALL = """\
 dataset: {source: digits}
@@ -31,6 +32,50 @@ def file(tmp_path: Path):
         return str(path)
 
     return write
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind"),
+    [
+        ("{source: digits}", "classification"),
+        ("{source: csv, root: /x}", "classification"),
+        ("{source: csv, root: /x, mask_column: mask, mask_classes: {a: 0, b: 9}}", "segmentation"),
+        ("{source: masks, root: /x, mask_ignore: 255}", "segmentation"),
+        ("{source: coco, root: /x, annotations: 'instances_{split}.json'}", "detection"),
+        ("{source: voc, root: /x, classes: [a, b]}", "detection"),
+    ],
+)
+def test_source_tells_the_kind_of_a_data_set(dataset, kind):
+    given = yaml.safe_load(dataset)
+    spec = Dataset.model_validate(given)
+    assert spec.kind == kind
+    written = spec.model_dump(mode="json")
+    assert Dataset.model_validate(written) == spec
+    # What is for other sources stands in no task's specification, and so changes no key.
+    assert {key for key in written if key in FOR_SOURCES} == {key for key in given if key in FOR_SOURCES}
+    assert written.get("mask_ignore", [255]) == [255]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("{source: masks}", "dataset: root is missing"),
+        ("{source: coco, root: /x, masks: m}", "dataset: masks is for source masks, not for coco"),
+        ("{source: folder, root: /x, mask_column: m}", "mask_column is for source csv, not for folder"),
+        ("{source: csv, root: /x, mask_ignore: 255}", "mask_column is missing"),
+        ("{source: masks, root: /x, classes: [a, b]}", "classes is not for masks: mask_classes"),
+        (
+            "{source: masks, root: /x, mask_classes: {0: a}}",
+            "dataset.mask_classes: expected each class's name and its value",
+        ),
+        ("{source: masks, root: /x, mask_classes: {a: 256}}", "mask_classes.a: input should be less than"),
+        ("{source: mask, root: /x}", "dataset.source: input should be 'digits'"),
+    ],
+)
+def test_keys_of_another_source_are_named(file, dataset, message):
+    with pytest.raises(UserError) as refused:
+        load_experiment(file(SMALL.replace("{source: digits}", dataset)))
+    assert message in str(refused.value) and "small.yaml:1: dataset" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", sorted(ready_experiments()))
