@@ -62,7 +62,7 @@ class PretrainSection(Training):
 
 class FinetuneSection(FinetuneSettings):
     protocols: list[str] = Field(
-        ["finetune", "linear", "knn"], min_length=1
+        ["finetune", "linear", "knn", "seg_linear", "seg_fpn", "detect"], min_length=1
     )  # a data set gets those of its kind
     fractions: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
 

@@ -232,6 +232,7 @@ class FinetuneSettings(Strict):
     validation: Literal["full", "fraction"] = "full"
     select_by: str = "macro_f1"  # validation metric that picks the epoch
     knn_k: int = Field(20, ge=1)
+    head_width: int = Field(256, ge=8)  # channels of a segmentation or detection head
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache: Literal["auto", "gpu", "ram", "none"] = "auto"
     workers: int = Field(0, ge=0)

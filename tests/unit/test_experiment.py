@@ -244,7 +244,7 @@ def test_a_method_gets_the_timm_arguments_it_wants_where_the_backbone_names_no_o
 def test_protocols_that_are_not_for_the_data_sets_labels_are_refused(file, monkeypatch):
     monkeypatch.setattr("pipeline.specs.Dataset.kind", property(lambda dataset: "segmentation"))
     with pytest.raises(UserError, match=r"finetune\.protocols: none is for segmentation, which small is"):
-        load_experiment(file(SMALL))
+        load_experiment(file(SMALL), ["finetune.protocols=[linear, detect]"])
 
 
 def test_method_may_be_pretrained_more_or_less_often_than_the_others(file):
