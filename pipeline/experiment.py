@@ -88,6 +88,7 @@ class FinetuneSection(FinetuneSettings):
 
 class StageResources(Strict):
     shard: Resources = Resources(cpus_per_rank=2, minutes=120)
+    search: Resources = Resources(minutes=1440)
     pretrain: Resources = Resources(minutes=1440)
     finetune: Resources = Resources(minutes=240, tasks_per_job=16)
     aggregate: Resources = Resources(minutes=30)
@@ -102,7 +103,7 @@ class StageResources(Strict):
 
     @model_validator(mode="after")
     def _only_finetune_is_packed_or_single(self) -> StageResources:
-        for stage in ("shard", "pretrain", "aggregate"):
+        for stage in ("shard", "search", "pretrain", "aggregate"):
             if getattr(self, stage).tasks_per_job != 1:
                 # A job fails as a whole, and with it would go the children of its healthy tasks.
                 raise ValueError(f"{stage}.tasks_per_job must be 1: only finetune tasks share a job")
