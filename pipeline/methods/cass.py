@@ -17,12 +17,13 @@ from pipeline.errors import UserError
 from pipeline.methods.base import Method, Progress, View, cosine_momentum, follow, slow_copy
 from pipeline.methods.collective import gather
 from pipeline.methods.dino import check_crop_size, default_local_size
-from pipeline.methods.losses import cosine_distance, covariance_term, info_nce, variance_term
+from pipeline.methods.losses import cosine_distance, covariance_term, info_nce, nt_xent, variance_term
 from pipeline.methods.patches import PatchAgreement
 from pipeline.nets.backbone import Net
 from pipeline.nets.heads import mlp
 
 ARCHS = ("cnn", "vit")
+GATHERED = ("variance_covariance", "infonce", "nt_xent")  # regularisers that compare images with each other
 Slot = tuple[str, int]  # an architecture and the number of a view
 Pair = tuple[Slot, Slot]
 
@@ -141,7 +142,7 @@ class CrossArchitecture(Method):
             if local:
                 out = self._vector(arch, torch.cat([views[n] for n in local])).float()
                 vectors |= {(arch, n): part for n, part in zip(local, out.chunk(len(local)))}
-        if self.options["regulariser"] in ("variance_covariance", "infonce"):
+        if self.options["regulariser"] in GATHERED:
             vectors = dict(zip(vectors, gather(*vectors.values())))
         return vectors, maps
 
@@ -156,7 +157,7 @@ class CrossArchitecture(Method):
             projected = self.options["head"] == "projector"
             out = self.teacher_heads[arch](net.features(images)) if projected else net.logits(images)
             targets |= {(arch, n): part for n, part in enumerate(out.float().chunk(len(whole)))}
-        if self.options["regulariser"] == "infonce":
+        if self.options["regulariser"] in GATHERED:
             targets = dict(zip(targets, gather(*targets.values())))
         return targets
 
@@ -186,6 +187,8 @@ class CrossArchitecture(Method):
                 return cosine_distance(a, b)
             case "infonce":
                 return info_nce(a, b, temperature=options["temperature"])
+            case "nt_xent":
+                return nt_xent(a, b, temperature=options["temperature"])
             case "stop_gradient":
                 (arch_a, _), (arch_b, _) = pair
                 forth = cosine_distance(self.predictors[arch_a](a).float(), b.detach())

@@ -32,12 +32,12 @@ class CrossArchitectureOptions(Options):
     patch_weight: float = Field(
         0, ge=0
     )  # of the agreement of the CNN's feature map with the ViT's patch grid
-    regulariser: Literal["none", "variance_covariance", "infonce", "stop_gradient"] = "none"
+    regulariser: Literal["none", "variance_covariance", "infonce", "nt_xent", "stop_gradient"] = "none"
     projector_layers: int = Field(3, ge=1, le=5)
     projector_hidden: int = Field(2048, ge=8)
     projector_dim: int = Field(512, ge=8)
     predictor_hidden: int = Field(512, ge=8)  # stop_gradient only
-    temperature: float = Field(0.2, gt=0)  # infonce only
+    temperature: float = Field(0.2, gt=0)  # infonce and nt_xent
     invariance: float = Field(25, ge=0)  # the three coefficients of variance_covariance
     variance: float = Field(25, ge=0)
     covariance: float = Field(1, ge=0)
@@ -48,8 +48,8 @@ class CrossArchitectureOptions(Options):
             raise ValueError("pairs 'cross+self' needs views 2: a net agrees with itself across two views")
         if self.n_local and self.views == 1:
             raise ValueError("n_local needs views 2: small crops are compared with two whole views")
-        if self.teacher and self.regulariser not in ("none", "infonce"):
-            raise ValueError(f"teacher goes with regulariser none or infonce, not with {self.regulariser}")
+        if self.teacher and self.regulariser in ("variance_covariance", "stop_gradient"):
+            raise ValueError(f"teacher goes with infonce, nt_xent or none, not with {self.regulariser}")
         return self
 
 
