@@ -209,15 +209,19 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
     """Which vectors are compared; the loss is the mean over them."""
     if options["views"] == 1:
         return [(("cnn", 0), ("vit", 0))]
-    pairs: list[Pair] = [(("cnn", 0), ("vit", 1))]
-    if options["symmetric"]:
+    across, alone = "cross" in options["pairs"], "self" in options["pairs"]
+    pairs: list[Pair] = []
+    if across:
+        pairs.append((("cnn", 0), ("vit", 1)))
+    if across and options["symmetric"]:
         pairs.append((("cnn", 1), ("vit", 0)))
-    if options["pairs"] == "cross+self":
+    if alone:
         pairs += [((arch, 0), (arch, 1)) for arch in ARCHS]
     for local in range(2, 2 + options["n_local"]):
         whole = local % 2
-        pairs += [(("cnn", local), ("vit", whole)), (("vit", local), ("cnn", whole))]
-        if options["pairs"] == "cross+self":
+        if across:
+            pairs += [(("cnn", local), ("vit", whole)), (("vit", local), ("cnn", whole))]
+        if alone:
             pairs += [((arch, local), (arch, whole)) for arch in ARCHS]
     return pairs
 

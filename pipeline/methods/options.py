@@ -22,7 +22,7 @@ class CrossArchitectureOptions(Options):
 
     views: Literal[1, 2] = 1  # augmented views of an image
     head: Literal["logits", "projector"] = "logits"  # what is compared: timm's classifier or an MLP
-    pairs: Literal["cross", "cross+self"] = "cross"  # cross+self: each net also agrees with itself
+    pairs: Literal["cross", "cross+self", "self"] = "cross"  # self: each net agrees with itself
     symmetric: bool = True  # two views: CNN(1)-ViT(2) and CNN(2)-ViT(1), not only the first
     cross_gradient: Literal["both", "cnn", "vit"] = "both"  # which net learns from the other
     n_local: int = Field(0, ge=0, le=32)  # two views: small crops beside them, each compared with one of them
@@ -44,8 +44,8 @@ class CrossArchitectureOptions(Options):
 
     @model_validator(mode="after")
     def _self_pairs_need_two_views(self) -> CrossArchitectureOptions:
-        if self.pairs == "cross+self" and self.views == 1:
-            raise ValueError("pairs 'cross+self' needs views 2: a net agrees with itself across two views")
+        if self.pairs != "cross" and self.views == 1:
+            raise ValueError(f"pairs '{self.pairs}' needs views 2: a net agrees with itself across two views")
         if self.n_local and self.views == 1:
             raise ValueError("n_local needs views 2: small crops are compared with two whole views")
         if self.teacher and self.regulariser in ("variance_covariance", "stop_gradient"):

@@ -244,3 +244,9 @@ def test_nt_xent_also_drives_apart_a_nets_own_vectors():
     c, t = method.embed(views[0])["cnn"], method.embed(views[1])["vit"]
     expected = nt_xent(c, t, temperature=0.2).item()
     assert method(views, START)["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_self_pairs_alone_are_two_nets_that_learn_beside_each_other():
+    method = make("cass_nce", pairs="self", n_local=2, local_size=16)
+    assert len(method.pairs) == 2 + 2 * 2
+    assert all(a[0] == b[0] for a, b in method.pairs)
