@@ -40,7 +40,7 @@ class Dino(OneNet):
         self._seen = Seen()
         self.local_size = options["local_size"] or default_local_size(image_size, net.patch_size or 8)
         if options["n_local"]:
-            _check_crop_size(net, self.local_size)
+            check_crop_size(net, self.local_size, label="dino's local crops")
 
     @property
     def views(self) -> list[View]:
@@ -167,14 +167,19 @@ def default_local_size(image_size: int, grid: int) -> int:
     return max(1, round(image_size * 3 / 7 / grid)) * grid
 
 
-def _check_crop_size(net: Net, size: int) -> None:
+def check_crop_size(net: Net, size: int, *, label: str) -> None:
+    """Refuse a size of small crops that a backbone cannot take.
+
+    Raises:
+        UserError: names the backbone and what the crops are.
+    """
     training = net.training
     try:
         with torch.no_grad():
             net.eval().features(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"backbone '{net.name}' cannot take dino's local crops of {size} pixels "
+            f"backbone '{net.name}' cannot take {label} of {size} pixels "
             f"({str(error).splitlines()[0][:120]}); set local_size, or n_local 0"
         ) from None
     finally:

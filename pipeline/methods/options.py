@@ -22,22 +22,34 @@ class CrossArchitectureOptions(Options):
 
     views: Literal[1, 2] = 1  # augmented views of an image
     head: Literal["logits", "projector"] = "logits"  # what is compared: timm's classifier or an MLP
-    pairs: Literal["cross", "cross+self"] = "cross"  # cross+self: each net also agrees with itself
+    pairs: Literal["cross", "cross+self", "self"] = "cross"  # self: each net agrees with itself
     symmetric: bool = True  # two views: CNN(1)-ViT(2) and CNN(2)-ViT(1), not only the first
-    regulariser: Literal["none", "variance_covariance", "infonce", "stop_gradient"] = "none"
+    cross_gradient: Literal["both", "cnn", "vit"] = "both"  # which net learns from the other
+    n_local: int = Field(0, ge=0, le=32)  # two views: small crops beside them, each compared with one of them
+    local_size: int | None = Field(None, ge=8)  # pixels; None: 3/7 of the image (96 of 224)
+    teacher: bool = False  # vectors are compared with those of slow averages of the nets
+    momentum: float = Field(0.99, ge=0, le=1)  # of the teachers at the start; 1 at the end
+    patch_weight: float = Field(
+        0, ge=0
+    )  # of the agreement of the CNN's feature map with the ViT's patch grid
+    regulariser: Literal["none", "variance_covariance", "infonce", "nt_xent", "stop_gradient"] = "none"
     projector_layers: int = Field(3, ge=1, le=5)
     projector_hidden: int = Field(2048, ge=8)
     projector_dim: int = Field(512, ge=8)
     predictor_hidden: int = Field(512, ge=8)  # stop_gradient only
-    temperature: float = Field(0.2, gt=0)  # infonce only
+    temperature: float = Field(0.2, gt=0)  # infonce and nt_xent
     invariance: float = Field(25, ge=0)  # the three coefficients of variance_covariance
     variance: float = Field(25, ge=0)
     covariance: float = Field(1, ge=0)
 
     @model_validator(mode="after")
     def _self_pairs_need_two_views(self) -> CrossArchitectureOptions:
-        if self.pairs == "cross+self" and self.views == 1:
-            raise ValueError("pairs 'cross+self' needs views 2: a net agrees with itself across two views")
+        if self.pairs != "cross" and self.views == 1:
+            raise ValueError(f"pairs '{self.pairs}' needs views 2: a net agrees with itself across two views")
+        if self.n_local and self.views == 1:
+            raise ValueError("n_local needs views 2: small crops are compared with two whole views")
+        if self.teacher and self.regulariser in ("variance_covariance", "stop_gradient"):
+            raise ValueError(f"teacher goes with infonce, nt_xent or none, not with {self.regulariser}")
         return self
 
 

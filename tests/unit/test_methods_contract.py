@@ -22,7 +22,6 @@ SMALL = {
     "hidden": 32,
     "out_dim": 32,
     "bottleneck": 16,
-    "n_local": 2,
     "projector_hidden": 32,
     "projector_dim": 16,
     "pretext_hidden": [32, 16],
@@ -41,7 +40,10 @@ def make(name, archs):
     specs = {arch: METHODS[name].with_args(arch, SPECS[arch]) for arch in archs}
     nets = {arch: create_backbone(spec, 32, seed=3, arch=arch) for arch, spec in specs.items()}
     known = METHODS[name].options.model_fields
-    options = resolve_options(name, {key: value for key, value in SMALL.items() if key in known})
+    crops = (
+        {} if resolve_options(name).get("views") == 1 else {"n_local": 2}
+    )  # small ones need two whole ones
+    options = resolve_options(name, {key: v for key, v in (SMALL | crops).items() if key in known})
     return load_method(name)(nets, options, image_size=32, seed=3).train()
 
 

@@ -22,7 +22,6 @@ SMALL = {
     "hidden": 16,
     "out_dim": 16,
     "bottleneck": 8,
-    "n_local": 1,
     "projector_hidden": 16,
     "projector_dim": 8,
     "pretext_hidden": [16, 8],
@@ -38,7 +37,10 @@ def make(name):
     specs = {arch: METHODS[name].with_args(arch, SPECS[arch]) for arch in archs}
     nets = {arch: create_backbone(spec, 32, seed=0, arch=arch) for arch, spec in specs.items()}
     known = METHODS[name].options.model_fields
-    options = resolve_options(name, {key: value for key, value in SMALL.items() if key in known})
+    crops = (
+        {} if resolve_options(name).get("views") == 1 else {"n_local": 1}
+    )  # small ones need two whole ones
+    options = resolve_options(name, {key: v for key, v in (SMALL | crops).items() if key in known})
     return load_method(name)(nets, options, image_size=32, seed=0)
 
 
