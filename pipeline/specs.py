@@ -91,8 +91,8 @@ class Dataset(Strict):
 
     # default: the experiment's name
     name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$", max_length=80)
-    source: Literal["digits", "folder", "csv", "masks", "coco", "voc"] = "folder"
-    root: UserPath | None = None  # folder with the images; not needed for digits
+    source: Literal["digits", "digit_pages", "folder", "csv", "masks", "coco", "voc"] = "folder"
+    root: UserPath | None = None  # folder with the images; not needed for digits and pages of them
     csv: str = "labels.csv"  # file below root (or an absolute path)
     path_column: str = "path"
     label_columns: list[str] = ["label"]  # several: one 0/1 column a class (multi-label)
@@ -121,7 +121,8 @@ class Dataset(Strict):
         """What its labels are for."""
         if self.source in ("coco", "voc"):
             return "detection"
-        return "segmentation" if self.source == "masks" or self.mask_column else "classification"
+        masks = self.source in ("masks", "digit_pages") or self.mask_column
+        return "segmentation" if masks else "classification"
 
     @field_validator("mask_classes", mode="before")
     @classmethod
@@ -146,7 +147,7 @@ class Dataset(Strict):
 
     @model_validator(mode="after")
     def _root_where_needed(self) -> Dataset:
-        if self.source != "digits" and not self.root:
+        if self.source not in ("digits", "digit_pages") and not self.root:
             raise ValueError("root is missing: the folder with the images")
         return self
 

@@ -46,6 +46,8 @@ def source_of(dataset: Dataset) -> shards.Source:
     """The source that a data set of the experiment file describes."""
     if dataset.source == "digits":
         return shards.DigitsSource()
+    if dataset.source == "digit_pages":
+        return shards.DigitPagesSource()
     assert dataset.root is not None  # specs.Dataset has checked it
     if dataset.source == "folder":
         return shards.FolderSource(dataset.root, classes=dataset.classes)
