@@ -15,6 +15,8 @@ from pipeline.methods.options import (
     ByolOptions,
     CrossArchitectureOptions,
     DinoOptions,
+    HsslOptions,
+    IbotOptions,
     NoOptions,
     Options,
     SimclrOptions,
@@ -75,6 +77,9 @@ _DINO_RECIPE = _BASE_RECIPE | {
     "weight_decay_end": 0.4,
     "clip_grad": 3.0,
 }
+_HSSL_RECIPE = _DINO_RECIPE | {"lr": 7.5e-4, "clip_grad": 0.3}
+_HSSL = "pipeline.methods.hssl:Hssl"
+_HSSL_SEARCH = "pipeline.methods.hssl_search:HsslSearch"
 _CROSS = "pipeline.methods.cass:CrossArchitecture"
 _TWO_VIEWS = {"views": 2, "head": "projector"}
 
@@ -113,6 +118,17 @@ METHODS: dict[str, MethodInfo] = {
             recipe=_TWO_VIEW_RECIPE,
         ),
         MethodInfo("dino", "pipeline.methods.dino:Dino", DinoOptions, recipe=_DINO_RECIPE),
+        MethodInfo("ibot", "pipeline.methods.ibot:Ibot", IbotOptions, archs=("vit",), recipe=_DINO_RECIPE),
+        MethodInfo("hssl", _HSSL, HsslOptions, search=_HSSL_SEARCH, recipe=_HSSL_RECIPE),
+        MethodInfo(
+            "hssl_ibot",
+            _HSSL,
+            HsslOptions,
+            preset={"host": "ibot"},
+            archs=("vit",),
+            search=_HSSL_SEARCH,
+            recipe=_HSSL_RECIPE,
+        ),
         MethodInfo("simclr", "pipeline.methods.simclr:SimCLR", SimclrOptions, recipe=_TWO_VIEW_RECIPE),
         MethodInfo("byol", "pipeline.methods.byol:Byol", ByolOptions, recipe=_TWO_VIEW_RECIPE),
     )

@@ -35,6 +35,8 @@ OPTIONS = {
     "cass": {},
     "cass_vc": {"projector_hidden": 32, "projector_dim": 16},
     "dino": {"n_local": 2, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
+    "ibot": {"n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
+    "hssl": {"head": "swin", "n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
     "simclr": {"hidden": 32, "out_dim": 16},
     "bn_refresh": {},
     "supervised": {},

@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.methods.base import Progress
 from pipeline.methods.load import load_method
+from pipeline.methods.masking import MaskedPatches
 from pipeline.methods.registry import METHODS, resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
@@ -35,7 +36,16 @@ def make(name):
     nets = {arch: create_backbone(SPECS[arch], 32, seed=0, arch=arch) for arch in archs}
     known = METHODS[name].options.model_fields
     options = resolve_options(name, {key: value for key, value in SMALL.items() if key in known})
-    return load_method(name)(nets, options, image_size=32, seed=0)
+    method = load_method(name)(nets, options, image_size=32, seed=0)
+    for part in method.modules():
+        if isinstance(part, MaskedPatches):  # each rank draws its own masks
+            part.draw = every_third
+    return method
+
+
+def every_third(count, grid):
+    """The same mask for every image."""
+    return (torch.arange(grid[0] * grid[1]) % 3 == 0).repeat(count, 1)
 
 
 def whole_batch(method):

@@ -66,6 +66,13 @@ def test_tokens_of_an_image_depend_on_that_image_alone(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_images_of_a_single_token_are_told_apart(kind):
+    """As of a small image's last feature map; PoolFormer's own mixer would say the same of them all."""
+    _, pooled = make(kind).eval()(torch.randn(4, 1, DIM), 1, 1)
+    assert pooled.std(dim=0).mean() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_tokens_are_mixed_over_the_grid(kind):
     head = make(kind).eval()
     tokens = torch.randn(1, 64, DIM)
