@@ -51,6 +51,7 @@ class MethodEntry(Strict):
     train: Plain = {}  # overrides of ``pretrain`` for this method
     backbones: dict[Architecture, Backbone] = {}  # its own, in place of the experiment's
     weights: UserPath | None = None  # initial weights of its backbones, instead of the backbones' own
+    seeds: Literal["first", "each"] | None = None  # its pretrainings, where not as ``pretrain.seeds`` says
 
 
 class PretrainSection(Training):
@@ -175,6 +176,11 @@ class Experiment(Strict):
         """Every option of a method, complete and checked."""
         return resolve_options(self.method_of(label), self.methods[label].options)
 
+    def pretraining_seeds_of(self, label: str) -> list[int]:
+        """A seed for each of a method's pretrainings; one that is alone feeds every seed of fine-tuning."""
+        chosen = self.methods[label].seeds or self.pretrain.seeds
+        return self.seeds[:1] if chosen == "first" else self.seeds
+
     def training_of(self, label: str) -> Training:
         """A method's training settings: defaults < its recipe < ``pretrain`` < ``methods.LABEL.train``."""
         given = self.pretrain.model_dump(include=set(self.pretrain.model_fields_set) - {"seeds"})
@@ -209,6 +215,7 @@ class Experiment(Strict):
                 "train": self.training_of(label).model_dump(mode="json"),
                 "backbones": {arch: net.model_dump(mode="json") for arch, net in entry.backbones.items()},
                 "weights": entry.weights,
+                "seeds": entry.seeds,
             }
             for label, entry in self.methods.items()
         }

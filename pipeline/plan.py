@@ -59,7 +59,8 @@ def plan(experiment: Experiment) -> tuple[Task, ...]:
                     needs.append(searches[tuple(archs)])
                 pretrain = _pretrain_task(experiment, dataset, label, archs, seed, needs)
                 tasks.append(pretrain)
-                seeds = experiment.seeds if experiment.pretrain.seeds == "first" else [seed]
+                alone = len(experiment.pretraining_seeds_of(label)) == 1
+                seeds = experiment.seeds if alone else [seed]
                 for arch in archs:
                     tasks += _finetune_tasks(experiment, dataset, label, arch, seeds, (shard, pretrain))
     spec = AggregateSpec(experiment=experiment.name, report=experiment.report, seeds=experiment.seeds)
@@ -95,8 +96,7 @@ def _pretrainings(experiment: Experiment, label: str) -> list[tuple[list[Archite
     """Which nets are trained together, with which seed: all at once for a joint method, else one by one."""
     archs = list(experiment.backbones_of(label))
     together = [archs] if METHODS[experiment.method_of(label)].joint else [[arch] for arch in archs]
-    seeds = experiment.seeds[:1] if experiment.pretrain.seeds == "first" else experiment.seeds
-    return [(group, seed) for group in together for seed in seeds]
+    return [(group, seed) for group in together for seed in experiment.pretraining_seeds_of(label)]
 
 
 def _search_task(

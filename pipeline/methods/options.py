@@ -123,6 +123,14 @@ class SimclrOptions(Options):
     temperature: float = Field(0.5, gt=0)  # 0.5 suits small sets and batches, 0.1-0.2 large ones
     hidden: int = Field(2048, ge=8)
     out_dim: int = Field(128, ge=2)
+    head_bn: bool = True  # batch normalisation inside the projector
+    pretext: Literal["none", "rotation", "jigsaw"] = "none"  # a task beside the contrast
+    pretext_weight: float = Field(0.3, ge=0)  # of its loss
+    pretext_start_epochs: float = Field(40, ge=0)  # its weight is 0 for so many epochs …
+    pretext_start_share: float = Field(0.4, ge=0, le=1)  # … or for this share of the training, if it is less
+    pretext_hidden: list[int] | None = Field(None, min_length=2, max_length=2)  # None: as published
+    pretext_dropout: float = Field(0.5, ge=0, lt=1)
+    jigsaw_permutations: int = Field(35, ge=2, le=1000)  # orders of the tiles to tell apart
 
 
 class ByolOptions(Options):

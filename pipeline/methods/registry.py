@@ -80,6 +80,7 @@ _DINO_RECIPE = _BASE_RECIPE | {
 _HSSL_RECIPE = _DINO_RECIPE | {"lr": 7.5e-4, "clip_grad": 0.3}
 _HSSL = "pipeline.methods.hssl:Hssl"
 _HSSL_SEARCH = "pipeline.methods.hssl_search:HsslSearch"
+_SCATSIMCLR_RECIPE = _BASE_RECIPE | {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-5}
 _CROSS = "pipeline.methods.cass:CrossArchitecture"
 _TWO_VIEWS = {"views": 2, "head": "projector"}
 
@@ -130,6 +131,15 @@ METHODS: dict[str, MethodInfo] = {
             recipe=_HSSL_RECIPE,
         ),
         MethodInfo("simclr", "pipeline.methods.simclr:SimCLR", SimclrOptions, recipe=_TWO_VIEW_RECIPE),
+        MethodInfo(
+            "scatsimclr",
+            "pipeline.methods.simclr:SimCLR",
+            SimclrOptions,
+            preset={"head_bn": False, "pretext": "rotation"},
+            archs=("cnn",),
+            backbones={"cnn": Backbone(name="scatnet16")},
+            recipe=_SCATSIMCLR_RECIPE,
+        ),
         MethodInfo("byol", "pipeline.methods.byol:Byol", ByolOptions, recipe=_TWO_VIEW_RECIPE),
     )
 }

@@ -38,9 +38,13 @@ OPTIONS = {
     "ibot": {"n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
     "hssl": {"head": "swin", "n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
     "simclr": {"hidden": 32, "out_dim": 16},
+    "scatsimclr": {"hidden": 32, "out_dim": 16, "pretext_hidden": [16, 8]},
     "bn_refresh": {},
     "supervised": {},
 }
+
+
+OWN_BACKBONES = {"scatsimclr": {"cnn": Backbone(name="test_scatnet")}}
 
 
 class Killed(Exception):
@@ -107,7 +111,8 @@ def make_loop(
         accumulate=training.accumulate,
         seed=1,
     )
-    nets = {arch: create_backbone(BACKBONES[arch], SIZE, seed=1, arch=arch) for arch in archs}
+    specs = BACKBONES | OWN_BACKBONES.get(method, {})
+    nets = {arch: create_backbone(specs[arch], SIZE, seed=1, arch=arch) for arch in archs}
     options = resolve_options(method, OPTIONS[method])
     folder.mkdir(parents=True, exist_ok=True)
     return Loop(

@@ -21,6 +21,7 @@ CASES = [
     ("cass", ("cnn", "vit"), "none"),
     ("ibot", ("vit",), "none"),
     ("hssl", ("cnn",), "swa"),
+    ("scatsimclr", ("cnn",), "swa"),  # killed before its pretext begins, and after
 ]
 
 
@@ -318,19 +319,20 @@ def test_losses_that_are_never_finite_stop_the_training(on_nan, shards, tmp_path
         loop.run()
 
 
-def _killed_and_resumed(world, shards, folder, method, archs):
+def _killed_and_resumed(world, method, archs, shards, folder):
     for name, kills in (("whole", []), ("killed", [5])):
         for kill_at in [*kills, None]:
-            trained = train(method, shards, folder / name, kill_at=kill_at, world=world, archs=archs)
+            trained = train(method, shards, folder / name, kill_at=kill_at, archs=archs, world=world)
         torch.save(weights(trained), folder / f"{name}-{world.rank}.pt")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "archs"), [("cass_vc", ("cnn", "vit")), ("ibot", ("vit",)), ("hssl", ("cnn",))]
+    ("method", "archs"),
+    [("cass_vc", ("cnn", "vit")), ("ibot", ("vit",)), ("hssl", ("cnn",)), ("scatsimclr", ("cnn",))],
 )
 def test_two_ranks_resume_with_same_bits(method, archs, shards, tmp_path):
-    on_ranks(2, _killed_and_resumed, shards, tmp_path, method, archs)
+    on_ranks(2, _killed_and_resumed, method, archs, shards, tmp_path)
     loaded = [torch.load(tmp_path / f"{n}-{r}.pt") for n in ("whole", "killed") for r in (0, 1)]
     for other in loaded[1:]:
         assert_same_bits(loaded[0], other)

@@ -25,11 +25,13 @@ SMALL = {
     "n_local": 2,
     "projector_hidden": 32,
     "projector_dim": 16,
+    "pretext_hidden": [32, 16],
+    "pretext_dropout": 0.0,
 }
 RUNS = [
     (name, archs)
     for name, info in METHODS.items()
-    for archs in ([("cnn", "vit")] if info.joint else [(a,) for a in info.archs])
+    for archs in ([info.archs] if info.joint else [(arch,) for arch in info.archs])
 ]
 TRAINED = [run for run in RUNS if METHODS[run[0]].steps == "train"]
 

@@ -26,13 +26,14 @@ SMALL = {
     "n_local": 1,
     "projector_hidden": 16,
     "projector_dim": 8,
+    "pretext_hidden": [16, 8],
 }
 NAMES = [name for name, info in METHODS.items() if info.steps == "train"]
 STEP = Progress(step=1, steps=4, epoch=2.0, epochs=4.0, steps_per_epoch=1)
 
 
 def make(name):
-    archs = ("cnn", "vit") if METHODS[name].joint else ("vit",)
+    archs = METHODS[name].archs if METHODS[name].joint else METHODS[name].archs[-1:]
     nets = {arch: create_backbone(SPECS[arch], 32, seed=0, arch=arch) for arch in archs}
     known = METHODS[name].options.model_fields
     options = resolve_options(name, {key: value for key, value in SMALL.items() if key in known})

@@ -21,6 +21,7 @@ SMALL_SWIN = Backbone(name="swin_tiny_patch4_window7_224", args={"depths": [1, 1
         (Backbone(name="test_resnet"), 32, "cnn", 96, (1, 96)),
         (Backbone(name="resnet10t"), 64, "cnn", 512, (4, 512)),
         (Backbone(name="mobilenetv3_small_050"), 64, "cnn", 1024, (4, 288)),  # a hidden layer in its head
+        (Backbone(name="test_scatnet"), 32, "cnn", 256, (64, 16)),  # pooled to 4 x 4
         (Backbone(name="test_vit"), 96, "vit", 64, (36, 64)),
         (SMALL_VIT, 32, "vit", 64, (16, 64)),
         (SMALL_SWIN, 64, "vit", 192, (4, 192)),
@@ -83,6 +84,7 @@ def test_token_order_is_row_by_row_for_every_layout():
         ("resnet50", "cnn"),
         ("convnext_tiny.fb_in1k", "cnn"),
         ("efficientnet_b0", "cnn"),
+        ("scatnet12", "cnn"),
         ("vit_base_patch16_384", "vit"),
         ("deit_tiny_patch16_224", "vit"),
         ("swin_tiny_patch4_window7_224", "vit"),
