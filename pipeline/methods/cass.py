@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.methods.base import Method, Progress, View, cosine_momentum, follow, slow_copy
 from pipeline.methods.collective import gather
 from pipeline.methods.dino import check_crop_size, default_local_size
-from pipeline.methods.losses import cosine_distance, covariance_term, info_nce, nt_xent, variance_term
+from pipeline.methods.losses import cosine_distance, info_nce, nt_xent, variance_covariance
 from pipeline.methods.patches import PatchAgreement
 from pipeline.nets.backbone import Net
 from pipeline.nets.heads import mlp
@@ -195,14 +195,8 @@ class CrossArchitecture(Method):
                 back = cosine_distance(self.predictors[arch_b](b).float(), a.detach())
                 return (forth + back) / 2
             case _:
-                invariance = (a - b).pow(2).mean()
-                variance = (variance_term(a) + variance_term(b)) / 2
-                covariance = covariance_term(a) + covariance_term(b)
-                return (
-                    options["invariance"] * invariance
-                    + options["variance"] * variance
-                    + options["covariance"] * covariance
-                )
+                weights = {name: options[name] for name in ("invariance", "variance", "covariance")}
+                return variance_covariance(a, b, **weights)
 
 
 def _pairs(options: dict[str, Any]) -> list[Pair]:

@@ -19,17 +19,47 @@ from pipeline.methods.collective import mean_over_ranks
 from pipeline.nets.backbone import Net
 from pipeline.nets.heads import DinoHead
 
-GLOBAL = ("dino_global_1", "dino_global_2")
+GLOBAL = {  # recipes of the two global crops, by option ``crops``
+    "dino": ("dino_global_1", "dino_global_2"),
+    "wide": ("wide_global_1", "wide_global_2"),
+}
 
 
-class Dino(OneNet):
+class MultiCrop(OneNet):
+    """Base of the methods whose teacher sees two global crops, and whose student sees small ones too."""
+
+    def __init__(self, nets: dict[str, Net], options: dict[str, Any], *, image_size: int, seed: int) -> None:
+        super().__init__(nets, options, image_size=image_size, seed=seed)
+        net = self.backbone.headless()
+        self.local_size = options["local_size"] or default_local_size(image_size, net.patch_size or 8)
+        if options["n_local"]:
+            check_crop_size(net, self.local_size, label=f"{type(self).__name__.lower()}'s local crops")
+
+    @property
+    def views(self) -> list[View]:
+        whole = [View(recipe, self.image_size) for recipe in GLOBAL[self.options["crops"]]]
+        return whole + [View("dino_local", self.local_size)] * self.options["n_local"]
+
+    def teacher_temperature(self, progress: Progress) -> float:
+        """Linear from the first to the final temperature over the warm-up, then constant."""
+        start, end = self.options["teacher_temperature_start"], self.options["teacher_temperature"]
+        warmup = self.options["teacher_warmup_epochs"]
+        return end if progress.epoch >= warmup else start + (end - start) * progress.epoch / warmup
+
+    def _freeze_last_layer(self, head: DinoHead, progress: Progress) -> None:
+        if progress.epoch < self.options["freeze_last_layer_epochs"]:
+            for parameter in head.last_layer.parameters():
+                parameter.grad = None
+
+
+class Dino(MultiCrop):
     """Self-distillation with no labels, for a CNN or a ViT; the teacher is what gets exported."""
 
     centre: Tensor
 
     def __init__(self, nets: dict[str, Net], options: dict[str, Any], *, image_size: int, seed: int) -> None:
         super().__init__(nets, options, image_size=image_size, seed=seed)
-        net = self.backbone.headless()
+        net = self.backbone
         with self.seeded("head"):
             self.student_head = make_head(
                 net.num_features, options, out_dim=options["out_dim"], bn=options["head_bn"]
@@ -38,14 +68,6 @@ class Dino(OneNet):
         self.teacher_head = slow_copy(self.student_head)
         self.register_buffer("centre", torch.zeros(options["out_dim"]))
         self._seen = Seen()
-        self.local_size = options["local_size"] or default_local_size(image_size, net.patch_size or 8)
-        if options["n_local"]:
-            check_crop_size(net, self.local_size, label="dino's local crops")
-
-    @property
-    def views(self) -> list[View]:
-        whole = [View(recipe, self.image_size) for recipe in GLOBAL]
-        return whole + [View("dino_local", self.local_size)] * self.options["n_local"]
 
     def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -68,12 +90,6 @@ class Dino(OneNet):
             teacher_temperature=self.teacher_temperature(progress),
         )
 
-    def teacher_temperature(self, progress: Progress) -> float:
-        """Linear from the first to the final temperature over the warm-up, then constant."""
-        start, end = self.options["teacher_temperature_start"], self.options["teacher_temperature"]
-        warmup = self.options["teacher_warmup_epochs"]
-        return end if progress.epoch >= warmup else start + (end - start) * progress.epoch / warmup
-
     def after_backward(self, progress: Progress) -> None:
         self._freeze_last_layer(self.student_head, progress)
 
@@ -90,11 +106,6 @@ class Dino(OneNet):
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         """The student's bottleneck, which the prototypes' scores are linear in: (B, bottleneck)."""
         return {self.arch: self.student_head.embed(self.backbone.features(images))}
-
-    def _freeze_last_layer(self, head: DinoHead, progress: Progress) -> None:
-        if progress.epoch < self.options["freeze_last_layer_epochs"]:
-            for parameter in head.last_layer.parameters():
-                parameter.grad = None
 
 
 class Seen:
@@ -160,6 +171,15 @@ def distillation_loss(
         pairs = len(targets) * (len(scores) - 1)
         loss = -(teacher * others).sum(dim=-1).mean(dim=1).sum() / pairs
         return loss, -(teacher * teacher_log).sum(dim=-1).mean().detach()
+
+
+def cross_entropy(
+    targets: Tensor, scores: Tensor, *, centre: Tensor, student_temperature: float, teacher_temperature: float
+) -> Tensor:
+    """H(softmax((t − C)/τt), softmax(s/τs)) of each row: (N, K) float32 each and (K,) → (N,)."""
+    with torch.autocast(scores.device.type, enabled=False):
+        teacher = F.softmax((targets - centre) / teacher_temperature, dim=-1)
+        return -(teacher * F.log_softmax(scores / student_temperature, dim=-1)).sum(dim=-1)
 
 
 def default_local_size(image_size: int, grid: int) -> int:

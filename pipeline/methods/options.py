@@ -56,6 +56,7 @@ class CrossArchitectureOptions(Options):
 class DinoOptions(Options):
     """Self-distillation with multi-crop; see ``pipeline.methods.dino``."""
 
+    crops: Literal["dino", "wide"] = "dino"  # global ones: of 40 % of the area or more; wide: of 14 % or more
     n_local: int = Field(8, ge=0, le=32)  # local crops beside the two global ones
     local_size: int | None = Field(None, ge=8)  # pixels; None: 3/7 of the image (96 of 224)
     out_dim: int = Field(65536, ge=2)  # prototypes K
@@ -86,6 +87,61 @@ class SelfpatchOptions(DinoOptions):
     patch_student_temperature: float = Field(0.1, gt=0)
     patch_teacher_temperature: float = Field(0.04, gt=0)
     patch_chunk: int = Field(4096, ge=1)  # patches whose scores are in memory at one time
+
+
+class IbotOptions(DinoOptions):
+    """DINO on masked crops, and prediction of the masked patches; see ``pipeline.methods.ibot``."""
+
+    n_local: int = Field(10, ge=0, le=32)
+    out_dim: int = Field(8192, ge=2)
+    mask_probability: float = Field(0.5, gt=0, le=1)  # share of the global crops that are masked
+    mask_share_min: float = Field(0.1, gt=0, lt=1)  # of the patches of a masked crop
+    mask_share_max: float = Field(0.5, gt=0, lt=1)
+    patch_weight: float = Field(1, ge=0)  # of the loss on masked patches
+    shared_head: bool = True  # one head for images and patches
+    patch_out_dim: int = Field(8192, ge=2)  # prototypes of the patches' own head
+
+    @model_validator(mode="after")
+    def _shares_in_order(self) -> IbotOptions:
+        if self.mask_share_min > self.mask_share_max:
+            raise ValueError("mask_share_min is more than mask_share_max")
+        return self
+
+
+HsslHead = Literal["convnext", "resnet", "resnet_basic", "swin", "vit", "mixer", "pool"]
+
+
+class HsslOptions(IbotOptions):
+    """An auxiliary head of another architecture; see ``pipeline.methods.hssl``."""
+
+    host: Literal["dino", "ibot", "simclr", "cass"] = "dino"  # whose loss it is; ibot only with a ViT
+    # homogeneous: of the base's own kind, as a control; search: what the search finds
+    head: Literal[HsslHead, "homogeneous", "search"] = "convnext"
+    depth: int = Field(3, ge=1, le=24)  # blocks of the head
+    head_width: int | None = Field(None, ge=8, multiple_of=4)  # channels of the head; None: the base's
+    first_shortcut: bool = False  # whether the head's first block has its shortcuts
+    separate_projectors: bool = True  # one for the base and one for the head
+    patch_tokens_only: bool = True  # false: a ViT's class token is added to the tokens that the head sees
+    crops: Literal["dino", "wide"] = "wide"
+    n_local: int = Field(0, ge=0, le=32)
+    teacher_warmup_epochs: float = Field(50, ge=0)
+    temperature: float = Field(0.2, gt=0)  # infonce: host simclr, and cass with it
+    agreement: Literal["cosine", "infonce", "variance_covariance"] = "variance_covariance"  # host cass
+    invariance: float = Field(25, ge=0)  # the three coefficients of variance_covariance
+    variance: float = Field(25, ge=0)
+    covariance: float = Field(1, ge=0)
+    candidates: list[HsslHead] = Field(  # of the search
+        ["convnext", "resnet", "swin", "vit", "mixer", "pool"], min_length=2
+    )
+    search_epochs: float = Field(10, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HsslOptions:
+        if self.n_local and self.host in ("simclr", "cass"):
+            raise ValueError(f"n_local needs host dino or ibot: {self.host} compares two whole views")
+        if len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("a candidate stands there twice")
+        return self
 
 
 class SimclrOptions(Options):

@@ -15,6 +15,8 @@ from pipeline.methods.options import (
     ByolOptions,
     CrossArchitectureOptions,
     DinoOptions,
+    HsslOptions,
+    IbotOptions,
     NoOptions,
     Options,
     SelfpatchOptions,
@@ -82,6 +84,9 @@ _DINO_RECIPE = _BASE_RECIPE | {
     "weight_decay_end": 0.4,
     "clip_grad": 3.0,
 }
+_HSSL_RECIPE = _DINO_RECIPE | {"lr": 7.5e-4, "clip_grad": 0.3}
+_HSSL = "pipeline.methods.hssl:Hssl"
+_HSSL_SEARCH = "pipeline.methods.hssl_search:HsslSearch"
 _SCATSIMCLR_RECIPE = _BASE_RECIPE | {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-5}
 _CROSS = "pipeline.methods.cass:CrossArchitecture"
 _TWO_VIEWS = {"views": 2, "head": "projector"}
@@ -129,6 +134,17 @@ METHODS: dict[str, MethodInfo] = {
             # Its pooled vector would otherwise be a class token that nothing has trained.
             args={"vit": {"class_token": False, "global_pool": "avg"}},
             recipe=_DINO_RECIPE,
+        ),
+        MethodInfo("ibot", "pipeline.methods.ibot:Ibot", IbotOptions, archs=("vit",), recipe=_DINO_RECIPE),
+        MethodInfo("hssl", _HSSL, HsslOptions, search=_HSSL_SEARCH, recipe=_HSSL_RECIPE),
+        MethodInfo(
+            "hssl_ibot",
+            _HSSL,
+            HsslOptions,
+            preset={"host": "ibot"},
+            archs=("vit",),
+            search=_HSSL_SEARCH,
+            recipe=_HSSL_RECIPE,
         ),
         MethodInfo("simclr", "pipeline.methods.simclr:SimCLR", SimclrOptions, recipe=_TWO_VIEW_RECIPE),
         MethodInfo(

@@ -44,6 +44,8 @@ OPTIONS = {
         "patch_out_dim": 32,
         "patch_chunk": 50,
     },
+    "ibot": {"n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
+    "hssl": {"head": "swin", "n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
     "simclr": {"hidden": 32, "out_dim": 16},
     "scatsimclr": {"hidden": 32, "out_dim": 16, "pretext_hidden": [16, 8]},
     "bn_refresh": {},

@@ -19,6 +19,8 @@ CASES = [
     ("cass_vc", ("cnn", "vit"), "swa"),
     ("dino", ("vit",), "ema"),
     ("cass", ("cnn", "vit"), "none"),
+    ("ibot", ("vit",), "none"),
+    ("hssl", ("cnn",), "swa"),
     ("scatsimclr", ("cnn",), "swa"),  # killed before its pretext begins, and after
     ("selfpatch", ("vit",), "none"),
 ]
@@ -328,7 +330,13 @@ def _killed_and_resumed(world, method, archs, shards, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "archs"),
-    [("cass_vc", ("cnn", "vit")), ("scatsimclr", ("cnn",)), ("selfpatch", ("vit",))],
+    [
+        ("cass_vc", ("cnn", "vit")),
+        ("ibot", ("vit",)),
+        ("hssl", ("cnn",)),
+        ("scatsimclr", ("cnn",)),
+        ("selfpatch", ("vit",)),
+    ],
 )
 def test_two_ranks_resume_with_same_bits(method, archs, shards, tmp_path):
     on_ranks(2, _killed_and_resumed, method, archs, shards, tmp_path)

@@ -59,6 +59,7 @@ def test_views_are_two_global_crops_and_smaller_local_ones():
     assert [v.recipe for v in method.views] == ["dino_global_1", "dino_global_2"] + ["dino_local"] * 3
     assert [v.size for v in method.views] == [32, 32, 16, 16, 16]
     assert default_local_size(224, 16) == 96
+    assert [v.recipe for v in make(crops="wide", n_local=0).views] == ["wide_global_1", "wide_global_2"]
 
 
 @pytest.mark.parametrize("arch", ["cnn", "vit"])

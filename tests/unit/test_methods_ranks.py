@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.methods.base import Progress
 from pipeline.methods.load import load_method
+from pipeline.methods.masking import MaskedPatches
 from pipeline.methods.registry import METHODS, resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
@@ -37,11 +38,18 @@ def make(name):
     specs = {arch: METHODS[name].with_args(arch, SPECS[arch]) for arch in archs}
     nets = {arch: create_backbone(spec, 32, seed=0, arch=arch) for arch, spec in specs.items()}
     known = METHODS[name].options.model_fields
-    crops = (
-        {} if resolve_options(name).get("views") == 1 else {"n_local": 1}
-    )  # small ones need two whole ones
+    crops = {} if resolve_options(name).get("views") == 1 else {"n_local": 1}  # need two whole ones
     options = resolve_options(name, {key: v for key, v in (SMALL | crops).items() if key in known})
-    return load_method(name)(nets, options, image_size=32, seed=0)
+    method = load_method(name)(nets, options, image_size=32, seed=0)
+    for part in method.modules():
+        if isinstance(part, MaskedPatches):  # each rank draws its own masks
+            part.draw = every_third
+    return method
+
+
+def every_third(count, grid):
+    """The same mask for every image."""
+    return (torch.arange(grid[0] * grid[1]) % 3 == 0).repeat(count, 1)
 
 
 def whole_batch(method):
