@@ -23,8 +23,6 @@ from pipeline.methods.similarity import LinearCka
 class HsslSearch(Hssl, Search):
     """HSSL with every candidate head on one base, which learns from the mean of their losses."""
 
-    decides = "head"
-
     def _kinds(self) -> list[str]:
         return list(self.options["candidates"])
 

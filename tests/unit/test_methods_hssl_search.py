@@ -53,7 +53,9 @@ def test_each_candidate_has_its_own_projector_teacher_and_centre():
 
 
 def test_registered_methods_find_it_by_the_option_that_it_decides():
-    assert load_search("hssl") is load_search("hssl_ibot") is HsslSearch and HsslSearch.decides == "head"
+    assert load_search("hssl") is load_search("hssl_ibot") is HsslSearch
+    with pytest.raises(UserError, match="dino has no option that a search could decide"):
+        load_search("dino")
 
 
 def fixed(method, outputs, features):
