@@ -3,13 +3,14 @@
 from shards.boxes import Boxes
 from shards.coco_source import CocoSource
 from shards.csv_source import CsvSource
+from shards.digit_sources import DigitPagesSource, DigitsSource
 from shards.errors import InputError
 from shards.index import FORMAT_VERSION, Index
 from shards.mask_source import MaskSource
 from shards.masks import IGNORE
 from shards.options import ShardOptions
 from shards.reader import stream
-from shards.sources import DigitsSource, FolderSource, Source
+from shards.sources import FolderSource, Source
 from shards.verify import verify
 from shards.voc_source import VocSource
 from shards.writer import write
@@ -20,6 +21,7 @@ __all__ = [
     "Boxes",
     "CocoSource",
     "CsvSource",
+    "DigitPagesSource",
     "DigitsSource",
     "FolderSource",
     "Index",

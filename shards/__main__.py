@@ -1,4 +1,4 @@
-"""Command line: ``python -m shards write folder|csv|digits|masks|coco|voc …``, ``verify …``, ``info …``."""
+"""Command line: ``python -m shards write SOURCE …``, ``verify …``, ``info …``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from shards import (
     CocoSource,
     CsvSource,
+    DigitPagesSource,
     DigitsSource,
     FolderSource,
     Index,
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     masked.add_argument("--mask-classes", nargs="+", type=named_value, metavar="NAME=VALUE")
     masked.add_argument("--mask-ignore", nargs="*", type=int, metavar="VALUE", help="values of no class")
     writing.add_parser("digits", parents=[common], help="scikit-learn's bundled digits")
+    writing.add_parser("digit_pages", parents=[common], help="segmentation: pages of four of them")
     writing.add_parser("folder", parents=[rooted, named, common], help="one folder a class")
     table = writing.add_parser("csv", parents=[rooted, named, masked, common], help="one row an image")
     table.add_argument("--csv", default="labels.csv", help="below root, or absolute")
@@ -73,6 +75,8 @@ def source_of(args: argparse.Namespace) -> Source:
     """The source that the command line describes."""
     if args.source == "digits":
         return DigitsSource()
+    if args.source == "digit_pages":
+        return DigitPagesSource()
     if args.source == "folder":
         return FolderSource(args.root, classes=args.classes)
     if args.source in ("coco", "voc"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -42,7 +43,7 @@ def measure(sample: Sample, seen: codec.Inspection) -> Measured | None:
     """Read a sample's annotation; None where it has none.
 
     Raises:
-        OSError, codec.Unreadable: the mask cannot be read, or the image cannot be used with its annotation.
+        codec.Unreadable: the mask cannot be read, or the image cannot be used with its annotation.
         InputError: the annotation is none, or of an image of another size.
     """
     annotation, stored = sample.annotation, (seen.width, seen.height)
@@ -52,15 +53,15 @@ def measure(sample: Sample, seen: codec.Inspection) -> Measured | None:
         values = _values(annotation)
         size = values.shape[1], values.shape[0]
         _check_size(sample.path, seen, f"its mask {annotation.path}", size)
-        counts = np.bincount(masks.resized(values, stored).ravel(), minlength=256)
-        present = np.flatnonzero(counts).tolist()
-        return Measured(masks.content_hash(values), values={value: int(counts[value]) for value in present})
+        pixels = np.bincount(masks.resized(values, stored).ravel(), minlength=256)
+        present = np.flatnonzero(pixels).tolist()
+        return Measured(masks.content_hash(values), values={value: int(pixels[value]) for value in present})
     _check_size(sample.path, seen, annotation.where, annotation.size)
     placed = boxes.place(annotation, seen.upright, stored)
-    names = [one.label for one in placed.found]
+    counts = Counter(one.label for one in placed.found)
     return Measured(
         boxes.content_hash(annotation.found),
-        counts={name: names.count(name) for name in sorted(set(names))},
+        counts=dict(counts),
         crowd=sum(one.crowd for one in placed.found),
         outlined=sum(one.segment is not None for one in placed.found),
         clipped=placed.clipped,
@@ -126,9 +127,16 @@ class StoredBoxes:
     suffix: ClassVar[str] = ANNOTATIONS["detection"]
 
     def encode(self) -> bytes:
-        """Its bytes."""
+        """Its bytes.
+
+        Raises:
+            InputError: they are more than a reader takes.
+        """
         placed = boxes.place(self.instances, self.upright, self.size)
-        return boxes.to_json(placed.found, self.numbers, outlined=self.outlined)
+        data = boxes.to_json(placed.found, self.numbers, outlined=self.outlined)
+        if len(data) > boxes.MOST_BYTES:
+            raise InputError(f"{self.instances.where}: its outlines take more than {boxes.MOST_BYTES} bytes")
+        return data
 
 
 Stored = StoredMask | StoredBoxes

@@ -15,7 +15,7 @@ from shards.errors import InputError
 from shards.segments import MOST_POINTS, Polygons, Runs, Segment, drawn, scaled
 
 MOST_OBJECTS = 10_000  # in one image
-MOST_BYTES = 16 << 20  # of a file with the objects of one image
+MOST_BYTES = 16 << 20  # of KEY.boxes.json, or of a source's file of one image
 FARTHEST = 1e7  # coordinate, in pixels
 DIGITS = 3  # after the point, of a coordinate or an area in a tar
 
@@ -89,7 +89,7 @@ def place(instances: Instances, size: tuple[int, int], stored: tuple[int, int]) 
         corners = np.reshape(one.box, (2, 2))
         within = np.clip(corners, 0, size)
         box = np.round(within * factors, DIGITS)
-        if not (box[0] < box[1]).all():
+        if not (box[0].astype(np.float32) < box[1].astype(np.float32)).all():  # as they are read
             continue
         clipped += not np.array_equal(within, corners)
         area = one.area * factors.prod() if one.area else (box[1] - box[0]).prod()
@@ -181,13 +181,10 @@ class Boxes:
         return masks
 
 
-Coordinate = Annotated[float, Field(ge=-FARTHEST, le=FARTHEST)]
 Corner = Annotated[float, Field(ge=0, le=FARTHEST)]
-
-
-class _Runs(BaseModel):
-    size: tuple[int, int]
-    counts: str
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+Area = Annotated[float, Field(ge=0, le=FARTHEST**2)]
+Box = Annotated[list[Corner], Field(min_length=4, max_length=4)]
 
 
 class _Stored(BaseModel):
@@ -195,11 +192,12 @@ class _Stored(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)  # further keys may stand there
 
-    boxes: list[tuple[Corner, Corner, Corner, Corner]] = Field(max_length=MOST_OBJECTS)
-    labels: list[Annotated[int, Field(ge=0, lt=2**31)]]
-    crowd: list[bool]
-    area: list[Annotated[float, Field(ge=0, le=FARTHEST**2)]]
-    segments: list[list[list[Coordinate]] | _Runs | None] | None = None
+    # One entry an object in each; of many errors, the first says enough.
+    boxes: list[Box] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    labels: list[Number] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    crowd: list[bool] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    area: list[Area] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    segments: list[Any] | None = Field(None, max_length=MOST_OBJECTS)
 
     @model_validator(mode="after")
     def _of_one_length(self) -> _Stored:
@@ -207,11 +205,6 @@ class _Stored(BaseModel):
         lengths = {len(self.boxes), len(self.labels), len(self.crowd), len(self.area), len(segments)}
         if len(lengths) > 1:
             raise ValueError("boxes, labels, crowd, area and segments are not of one length")
-        parts = [part for one in self.segments or () if isinstance(one, list) for part in one]
-        if any(len(part) < 6 or len(part) % 2 for part in parts):
-            raise ValueError("a polygon is not three or more pairs of x and y")
-        if sum(map(len, parts)) > 2 * MOST_POINTS:
-            raise ValueError(f"polygons of more than {MOST_POINTS} points")
         return self
 
 
@@ -227,25 +220,44 @@ def from_json(data: bytes, *, size: tuple[int, int], classes: int) -> Boxes:
         InputError: what :func:`to_json` does not write for such an image.
     """
     try:
-        stored = _Stored.model_validate_json(data)
-    except (ValidationError, RecursionError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": "nested too deep"}
-        key = ".".join(map(str, first.get("loc", ())))
-        raise InputError(f"{key or 'boxes'}: {first['msg'].removeprefix('Value error, ')}") from None
+        stored = _Stored.model_validate(json.loads(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "boxes"
+        raise InputError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
+    except (ValueError, RecursionError):
+        raise InputError("it is not valid JSON") from None
     boxes = np.array(stored.boxes, np.float32).reshape(-1, 4)
     if (boxes[:, :2] >= boxes[:, 2:]).any() or (boxes[:, 2:] > np.array(size, np.float32)).any():
         raise InputError(f"a box is not within the image of {size[0]} x {size[1]} pixels")
     labels = np.array(stored.labels, np.int64)
     if (labels >= classes).any():
         raise InputError(f"a box is of class number {labels.max()}, but there are {classes} classes")
-    segments = None if stored.segments is None else tuple(map(_segment, stored.segments))
     area = np.array(stored.area, np.float32)
+    segments = None if stored.segments is None else _segments(stored.segments)
     return Boxes(boxes, labels, np.array(stored.crowd, bool), area, size, segments)
 
 
-def _segment(stored: list[list[float]] | _Runs | None) -> Segment | None:
-    if stored is None:
-        return None
-    if isinstance(stored, _Runs):
-        return Runs(*stored.size, stored.counts)
-    return Polygons(tuple(np.reshape(part, (-1, 2)) for part in stored))
+def _segments(stored: Sequence[Any]) -> tuple[Segment | None, ...]:
+    """Outlines as :func:`_plain` gives them."""
+    left = MOST_POINTS
+    found: list[Segment | None] = []
+    for place, one in enumerate(stored):
+        if one is None:
+            found.append(None)
+            continue
+        try:
+            if isinstance(one, dict):
+                height, width = map(int, one["size"])
+                found.append(Runs(height, width, str(one["counts"])))
+                continue
+            parts = tuple(np.array(part, np.float64).reshape(-1, 2) for part in one)
+        except (TypeError, ValueError, KeyError, OverflowError):
+            raise InputError(f"segments.{place}: neither polygons nor run lengths") from None
+        left -= sum(map(len, parts))
+        if left < 0:
+            raise InputError(f"segments: polygons of more than {MOST_POINTS} points")
+        if any(len(part) < 3 or not (np.abs(part) <= FARTHEST).all() for part in parts):
+            raise InputError(f"segments.{place}: a polygon is not three or more points in the image")
+        found.append(Polygons(parts))
+    return tuple(found)

@@ -142,7 +142,8 @@ def _load_image(data: bytes) -> Picture:
     if moving or image.mode == "CMYK" or orientation != 1:
         kept = ""
     image.load()
-    return Picture(_plain(ImageOps.exif_transpose(image)), kept, lossy, orientation)
+    turned = orientation if orientation in range(2, 9) else 1
+    return Picture(_plain(ImageOps.exif_transpose(image)), kept, lossy, turned)
 
 
 def _is_lossy_webp(data: bytes) -> bool:

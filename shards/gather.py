@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shards import codec, parallel
@@ -81,9 +81,9 @@ def _inspect_chunk(
 
 
 def check_readable(
-    listing: Listing, entries: list[Entry], rejected: list[tuple[str, str]], total: int, options: ShardOptions
+    entries: list[Entry], rejected: list[tuple[str, str]], total: int, options: ShardOptions
 ) -> None:
-    """Refuse a dataset with too many unreadable images, or none left of a class. Raises InputError."""
+    """Refuse a dataset with too many unreadable images. Raises InputError."""
     some = "; ".join(f"{path}: {reason}" for path, reason in rejected[:3])
     if not entries:
         raise InputError(f"no readable image among {total} ({some})")
@@ -92,7 +92,11 @@ def check_readable(
             f"{len(rejected)} of {total} images are unreadable, more than the share {options.max_rejected} of"
             f" max_rejected ({some})"
         )
+
+
+def check_present(classes: Sequence[str], entries: list[Entry]) -> None:
+    """Refuse a dataset in which nothing is left of a class. Raises InputError."""
     present = {label for entry in entries for label in entry.sample.labels}
-    for name in listing.classes:
+    for name in classes:
         if name not in present:
             raise InputError(f"class '{name}' has no readable image")

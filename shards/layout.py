@@ -48,9 +48,10 @@ def parts(root: Path, images: str, annotations: str, *, key: str) -> list[Part]:
         return _by_name(root, images, annotations, key)
     if SPLIT in images:
         raise InputError(f"images is '{images}', but {key} '{annotations}' has no {SPLIT}")
-    for name, path in (("images", images), (key, annotations)):
-        if not os.path.exists(root / path):
-            raise InputError(f"{name}: there is no {root / path}")
+    if not os.path.isdir(root / images):
+        raise InputError(f"images: there is no folder {root / images}")
+    if not os.path.exists(root / annotations):
+        raise InputError(f"{key}: there is no {root / annotations}")
     folders = {path.name: path for path in sorted((root / images).iterdir()) if path.is_dir()}
     names = [name for name in folders if name.lower() in SPLIT_NAMES]
     if not names or os.path.isfile(root / annotations):

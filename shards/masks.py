@@ -23,10 +23,11 @@ FORMATS = ("PNG", "BMP", "TIFF")
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The mask of an image: its path as errors name it, and the file."""
+    """The mask of an image: its path as errors name it, and the file, or the bytes of what is no file."""
 
     path: str
-    location: Path
+    location: Path | None
+    data: bytes | None = None
 
     def values(self) -> np.ndarray:
         """The mask's values: (H, W) uint8.
@@ -37,7 +38,7 @@ class MaskFile:
         """
         with codec.reasons(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = codec.opened(read_regular(self.location), FORMATS)
+            image = codec.opened(self._read(), FORMATS)
             image.load()
         if image.mode in ("L", "P"):
             return np.asarray(image)
@@ -51,6 +52,12 @@ class MaskFile:
                 f"mask {self.path} is in colour ({image.mode}): expected 8-bit grey or a palette"
             )
         return channels[..., 0]
+
+    def _read(self) -> bytes:
+        if self.data is not None:
+            return self.data
+        assert self.location is not None
+        return read_regular(self.location)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ def run_lengths(runs: Runs) -> np.ndarray:
     pixels = runs.height * runs.width
     if not 0 < pixels <= (Image.MAX_IMAGE_PIXELS or np.inf) or min(runs.height, runs.width) < 1:
         raise InputError(f"run lengths of {runs.width} x {runs.height} pixels")
+    if len(runs.counts) > GROUPS * (pixels + 2):
+        raise InputError(f"more run lengths than {runs.width} x {runs.height} pixels can have")
     codes = np.frombuffer(runs.counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise InputError("run lengths that are not in COCO's form")

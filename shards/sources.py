@@ -1,8 +1,7 @@
-"""Where images and labels come from: class folders, and the bundled digits. A CSV is in ``csv_source``."""
+"""Where images and labels come from: the contract of all sources, and class folders."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -161,30 +160,6 @@ class FolderSource:
         check_classes(classes)
         samples.sort(key=lambda sample: sample.path)
         return Listing("multiclass", classes, samples, dict(sorted(ignored.items())), notes)
-
-
-@dataclass(frozen=True)
-class DigitsSource:
-    """The 1,797 grey 8 x 8 images of written digits that come with scikit-learn, labelled 0 to 9."""
-
-    @property
-    def base(self) -> Path | None:
-        return None
-
-    def listing(self, *, exclude: Sequence[Path] = ()) -> Listing:
-        """All digits; they have no splits and no groups (their writers are not recorded)."""
-        import numpy as np
-        from PIL import Image
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        samples = []
-        for number, (pixels, target) in enumerate(zip(digits.images, digits.target)):
-            out = io.BytesIO()
-            Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8)).save(out, "PNG")
-            samples.append(Sample(f"{target}/{number:04d}.png", None, (str(target),), data=out.getvalue()))
-        samples.sort(key=lambda sample: sample.path)
-        return Listing("multiclass", [str(digit) for digit in range(10)], samples)
 
 
 def unlabelled_samples(folders: Sequence[Path]) -> list[Sample]:

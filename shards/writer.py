@@ -52,8 +52,9 @@ def write(
     listing, samples = gather.all_samples(source, options)
     with partial_folder(folder) as partial, parallel.Pool(options.processes, len(samples)) as pool:
         readable, rejected = gather.inspect(samples, options, pool, progress)
+        gather.check_readable(readable, rejected, len(samples), options)
         listing, readable = settle(listing, readable)
-        gather.check_readable(listing, readable, rejected, len(samples), options)
+        gather.check_present(listing.classes, readable)
         assembled = assemble(listing.classes, readable, options)
         entries = assembled.entries
         written = _write_shards(entries, partial, options, pool, progress)

@@ -99,6 +99,9 @@ RECIPES: dict[str, Recipe] = {
     "dino_global_1": Recipe(**{**vars(_DINO_GLOBAL), "blur": 1.0}),
     "dino_global_2": Recipe(**{**vars(_DINO_GLOBAL), "blur": 0.1, "solarise": 0.2}),
     "dino_local": Recipe(**{**vars(_DINO_GLOBAL), "scale": (0.05, 0.4), "blur": 0.5}),
+    # iBOT without local views, arXiv 2111.07832, and HSSL, 2310.05108: of 14 % or more of the area.
+    "wide_global_1": Recipe(**{**vars(_DINO_GLOBAL), "scale": (0.14, 1), "blur": 1.0}),
+    "wide_global_2": Recipe(**{**vars(_DINO_GLOBAL), "scale": (0.14, 1), "blur": 0.1, "solarise": 0.2}),
 }
 RECIPES["byol"] = RECIPES["byol_1"]
 

@@ -84,7 +84,7 @@ def extent(width: int, height: int, size: int, fit: Fit) -> tuple[float, float, 
         wide, high = width / min(width, height), height / min(width, height)
         return (1 - wide) / 2, (1 - high) / 2, (1 + wide) / 2, (1 + high) / 2
     longest = max(width, height)
-    wide, high = (round(side / longest * size) for side in (width, height))  # whole pixels, as Pillow's
+    wide, high = (max(1, round(side / longest * size)) for side in (width, height))  # whole pixels: Pillow's
     left, top = round((size - wide) / 2), round((size - high) / 2)
     return left / size, top / size, (left + wide) / size, (top + high) / size
 

@@ -116,17 +116,18 @@ def test_splits_are_stratified_by_what_occurs(tmp_path):
 def test_resizing_takes_the_mask_along(tmp_path):
     root = tmp_path / "in"
     for number in range(12):
-        mask = blocks(number, [0, 1, 2], 64, 48)
-        put(root / "images" / f"{number}.png", Image.fromarray(np.stack([mask * 100 + number] * 3, -1)))
+        mask = blocks(number, [0, 100, 200], 64, 48)
+        put(root / "images" / f"{number}.png", Image.fromarray(np.stack([mask + number] * 3, -1)))
         put(root / "masks" / f"{number}.png", mask)
-    index = write(MaskSource(root), tmp_path / "out", ShardOptions(resize=24))
+    index = write(MaskSource(root), tmp_path / "out", ShardOptions(resize=18))
+    nearest = ((np.arange(24) + 0.5) * 8 / 3).astype(int)
     for row in range(len(index)):
         image, mask = index.decode(row), index.mask(row)
-        assert image.size == (32, 24) and mask.shape == (24, 32)
+        assert image.size == (24, 18) and mask.shape == (18, 24)
         number = int(index.samples["path"][row].split("/")[1][:-4])
-        assert np.array_equal(mask, blocks(number, [0, 1, 2], 64, 48)[1::2, 1::2])  # blocks of 8, halved
-        centres = np.asarray(image)[2::4, 2::4, 0].astype(int) - number
-        assert np.array_equal(np.rint(centres / 100), mask[2::4, 2::4])
+        assert np.array_equal(mask, blocks(number, [0, 100, 200], 64, 48)[nearest[:18]][:, nearest] // 100)
+        centres = np.asarray(image)[1::3, 1::3, 0].astype(int) - number  # of the blocks, now 3 pixels wide
+        assert np.array_equal(np.rint(centres / 100), mask[1::3, 1::3])
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,18 @@ def test_mask_that_cannot_be_read_rejects_its_image(tmp_path):
     assert all("mask masks/" in line for line in reasons)
 
 
+def test_no_readable_mask_and_class_that_is_in_none_are_named(tmp_path):
+    root = flat(tmp_path / "in", [0, 1])
+    with pytest.raises(InputError, match="class 'rare' has no readable image"):
+        write(MaskSource(root, mask_classes={"a": 0, "b": 1, "rare": 2}), tmp_path / "out")
+    for path in (root / "masks").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"no readable image among 30 \(images/0.jpg: mask masks/0.png: not an"
+    ):
+        write(MaskSource(root), tmp_path / "out")
+
+
 def test_mask_of_ignored_pixels_only_is_labelled_with_nothing(tmp_path):
     root = flat(tmp_path / "in", [0, 1])
     put(root / "masks" / "3.png", np.full((16, 24), 255, np.uint8))
@@ -295,6 +308,7 @@ def test_names_by_split_suffix_or_in_one_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"images": "images/0.jpg"}, r"images: there is no folder .*images/0.jpg"),
         ({"masks": "nothing"}, "masks: there is no .*nothing"),
         ({"images": "../elsewhere"}, "images is '../elsewhere', expected a path below"),
         ({"masks": "/etc"}, "masks is '/etc', expected a path below"),
