@@ -25,8 +25,9 @@ from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
 from pipeline.evaluate.segmentation import confusions, pixel_counts, score, segmented
 from pipeline.nets.export import load_exported
 
-POINTS = 2**16  # pixels to learn from
-NUMBERS = 2**25  # features of them in memory, each in 8 bytes: fewer pixels where a map has many channels
+PIXELS = 2**14  # to learn from; four times as many change the mIoU by .002 on 375 images of nuclei
+PER_CLASS, PER_IMAGE = 2**10, 16  # pixels; as many of all as either of them makes, where that is more
+NUMBERS = 2**25  # features, each of 8 bytes: fewer pixels where a map has very many channels
 
 
 def run(problem: Problem) -> Prediction:
@@ -76,11 +77,12 @@ def _sampled_pixels(problem: Problem, size: int) -> tuple[Tensor, Tensor]:
         raise UserError(f"no pixel of the {len(where)} training images has a class")
     balanced = problem.settings.class_weights == "balanced"
     rng = np.random.default_rng(problem.seed)
+    wanted = max(PIXELS, PER_CLASS * problem.num_classes, PER_IMAGE * len(where))
     quotas = np.empty((0, problem.num_classes), np.int64)
     features, targets, place = [], [], 0
     for maps in maps_of(problem, problem.train):
         if not len(quotas):
-            quotas = share_out(counts, min(POINTS, NUMBERS // maps.shape[1]), balanced=balanced, rng=rng)
+            quotas = share_out(counts, min(wanted, NUMBERS // maps.shape[1]), balanced=balanced, rng=rng)
         masks = images.batch(where[place : place + len(maps)])[:, 3].cpu().numpy()
         for one, mask, quota in zip(maps, masks, quotas[place:]):
             for label in np.flatnonzero(quota):
