@@ -33,6 +33,7 @@ from pipeline.methods.base import Method
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import method_info
 from pipeline.nets.backbone import Net, create_backbone
+from pipeline.nets.cost import cost
 from pipeline.nets.export import export
 from pipeline.specs import PretrainSpec
 from pipeline.stages.work import Interrupted, Outcome, Work
@@ -66,6 +67,8 @@ def run(work: Work) -> Outcome:
         if not len(rows):
             raise UserError(f"dataset {spec.dataset} has no train images to pretrain on")
         method = _method(spec)
+        # Now, since a net that cannot be counted must not be found at the end of a long training.
+        costs = {arch: cost(net) for arch, net in method.exported().items()}
         steps = method_info(spec.method).steps
         images = _images(index, rows, spec, world)
         probe = _probe(index, images, spec, world)
@@ -96,7 +99,7 @@ def run(work: Work) -> Outcome:
         if world.is_first:
             _export(trained, work.folder, spec)
         return Outcome(
-            metrics=_metrics(trained, learns=steps == "train"),
+            metrics=_metrics(trained, learns=steps == "train") | {"backbones": costs},
             images_seen=trained.images_seen,
             device=world.device.type,
             device_seconds=trained.seconds * world.world_size,
