@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.load import RESULTS, Figure, report
+from benchmarks.figures import RESULTS, Figure, report
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Task
 from slurm import SlurmError

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.load import RESULTS, Figure, report
+from benchmarks.figures import RESULTS, Figure, report
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import resolve_options
 from pipeline.nets.backbone import create_backbone

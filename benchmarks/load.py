@@ -12,10 +12,7 @@ Figures are printed and appended to ``benchmarks/results.csv``.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.synthetic import Shape, make
 from pipeline.manifest import Manifest
 from slurm import SlurmError
 from slurm.commands import ask
 
-RESULTS = Path(__file__).with_name("results.csv")
 TASKS = Shape()  # 10,000 fine-tunings of 8 pretrainings
 # Below Slurm's default MaxJobCount of 10,000, with a job a task: 9,984 fine-tunings of 8 pretrainings.
 JOBS = Shape(fractions=26, seeds=24)
@@ -39,16 +36,6 @@ STAND_IN = """#!/bin/sh
 echo {name} >> {folder}/calls
 cat {folder}/{name}.txt
 """
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number and, where there is one, the greatest that is good."""
-
-    name: str
-    value: float
-    unit: str
-    aim: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,30 +166,6 @@ def aggregate(folder: Path, shape: Shape) -> list[Figure]:
 
 BENCHMARKS = {"plan": (plan, TASKS), "status": (status, TASKS), "submit": (submit, JOBS)}
 BENCHMARKS |= {"aggregate": (aggregate, RECEIPTS)}
-
-
-def report(figures: Sequence[Figure], *, append_to: Path | None = None) -> None:
-    """Print what, figure and aim; keep them with date, hardware and commit."""
-    for figure in figures:
-        shown = f"{figure.value:,.2f}".removesuffix(".00")
-        aim = "" if figure.aim is None else f"at most {figure.aim:g} {figure.unit}"
-        print(f"{figure.name:36} {shown:>12} {figure.unit:4} {aim}".rstrip())
-    print(f"load average at the end: {os.getloadavg()[0]:.1f}")
-    if append_to is None:
-        return
-    git = ["git", "-C", str(RESULTS.parent)]
-    ran = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    other = [*git, "diff", "--quiet", "HEAD", "--", ":/", f":(exclude){RESULTS.name}"]
-    commit = ran.stdout.strip() + "-dirty" * (subprocess.run(other, check=False).returncode == 1)
-    new = not append_to.exists()
-    with append_to.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(["date", "hardware", "commit", "name", "value", "unit"])
-        today = datetime.date.today().isoformat()
-        hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-        for figure in figures:
-            writer.writerow([today, hardware, commit, figure.name, f"{figure.value:.6g}", figure.unit])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,6 +51,7 @@ class MethodEntry(Strict):
     train: Plain = {}  # overrides of ``pretrain`` for this method
     backbones: dict[Architecture, Backbone] = {}  # its own, in place of the experiment's
     weights: UserPath | None = None  # initial weights of its backbones, instead of the backbones' own
+    seeds: Literal["first", "each"] | None = None  # its pretrainings, where not as ``pretrain.seeds`` says
 
 
 class PretrainSection(Training):
@@ -88,6 +89,7 @@ class FinetuneSection(FinetuneSettings):
 
 class StageResources(Strict):
     shard: Resources = Resources(cpus_per_rank=2, minutes=120)
+    search: Resources = Resources(minutes=1440)
     pretrain: Resources = Resources(minutes=1440)
     finetune: Resources = Resources(minutes=240, tasks_per_job=16)
     aggregate: Resources = Resources(minutes=30)
@@ -102,7 +104,7 @@ class StageResources(Strict):
 
     @model_validator(mode="after")
     def _only_finetune_is_packed_or_single(self) -> StageResources:
-        for stage in ("shard", "pretrain", "aggregate"):
+        for stage in ("shard", "search", "pretrain", "aggregate"):
             if getattr(self, stage).tasks_per_job != 1:
                 # A job fails as a whole, and with it would go the children of its healthy tasks.
                 raise ValueError(f"{stage}.tasks_per_job must be 1: only finetune tasks share a job")
@@ -174,6 +176,11 @@ class Experiment(Strict):
         """Every option of a method, complete and checked."""
         return resolve_options(self.method_of(label), self.methods[label].options)
 
+    def pretraining_seeds_of(self, label: str) -> list[int]:
+        """A seed for each of a method's pretrainings; one that is alone feeds every seed of fine-tuning."""
+        chosen = self.methods[label].seeds or self.pretrain.seeds
+        return self.seeds[:1] if chosen == "first" else self.seeds
+
     def training_of(self, label: str) -> Training:
         """A method's training settings: defaults < its recipe < ``pretrain`` < ``methods.LABEL.train``."""
         given = self.pretrain.model_dump(include=set(self.pretrain.model_fields_set) - {"seeds"})
@@ -208,6 +215,7 @@ class Experiment(Strict):
                 "train": self.training_of(label).model_dump(mode="json"),
                 "backbones": {arch: net.model_dump(mode="json") for arch, net in entry.backbones.items()},
                 "weights": entry.weights,
+                "seeds": entry.seeds,
             }
             for label, entry in self.methods.items()
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.manifest import Task
-from pipeline.methods.registry import METHODS
+from pipeline.methods.registry import METHODS, searched_option
 from pipeline.specs import (
     AggregateSpec,
     Architecture,
@@ -22,12 +22,14 @@ from pipeline.specs import (
     FinetuneSpec,
     PretrainSpec,
     Resources,
+    SearchSpec,
     ShardSpec,
     Strict,
 )
 
 FORMATS = {
     "shard": 1,
+    "search": 1,
     "pretrain": 1,
     "finetune": 1,
     "aggregate": 2,
@@ -47,10 +49,18 @@ def plan(experiment: Experiment) -> tuple[Task, ...]:
         )
         tasks.append(shard)
         for label in experiment.methods:
+            searches: dict[tuple[Architecture, ...], Task] = {}
             for archs, seed in _pretrainings(experiment, label):
-                pretrain = _pretrain_task(experiment, dataset, label, archs, seed, shard)
+                needs = [shard]
+                if searched_option(experiment.options_of(label)):
+                    if tuple(archs) not in searches:  # one, with the first seed, decides for all
+                        searches[tuple(archs)] = _search_task(experiment, dataset, label, archs, seed, shard)
+                        tasks.append(searches[tuple(archs)])
+                    needs.append(searches[tuple(archs)])
+                pretrain = _pretrain_task(experiment, dataset, label, archs, seed, needs)
                 tasks.append(pretrain)
-                seeds = experiment.seeds if experiment.pretrain.seeds == "first" else [seed]
+                alone = len(experiment.pretraining_seeds_of(label)) == 1
+                seeds = experiment.seeds if alone else [seed]
                 for arch in archs:
                     tasks += _finetune_tasks(experiment, dataset, label, arch, seeds, (shard, pretrain))
     spec = AggregateSpec(experiment=experiment.name, report=experiment.report, seeds=experiment.seeds)
@@ -86,15 +96,37 @@ def _pretrainings(experiment: Experiment, label: str) -> list[tuple[list[Archite
     """Which nets are trained together, with which seed: all at once for a joint method, else one by one."""
     archs = list(experiment.backbones_of(label))
     together = [archs] if METHODS[experiment.method_of(label)].joint else [[arch] for arch in archs]
-    seeds = experiment.seeds[:1] if experiment.pretrain.seeds == "first" else experiment.seeds
-    return [(group, seed) for group in together for seed in seeds]
+    return [(group, seed) for group in together for seed in experiment.pretraining_seeds_of(label)]
+
+
+def _search_task(
+    experiment: Experiment, dataset: Dataset, label: str, archs: list[Architecture], seed: int, shard: Task
+) -> Task:
+    spec = _pretrain_spec(experiment, dataset, label, archs, seed)
+    train = spec.train.model_copy(update={"epochs": float(spec.options["search_epochs"])})
+    spec = SearchSpec.model_validate(spec.model_dump() | {"train": train.model_dump()})
+    name = f"{dataset.name}-{label}-{'-'.join(archs)}"
+    return make_task("search", name, spec, (shard,), experiment.resources.search)
 
 
 def _pretrain_task(
-    experiment: Experiment, dataset: Dataset, label: str, archs: list[Architecture], seed: int, shard: Task
+    experiment: Experiment,
+    dataset: Dataset,
+    label: str,
+    archs: list[Architecture],
+    seed: int,
+    needs: list[Task],
 ) -> Task:
+    spec = _pretrain_spec(experiment, dataset, label, archs, seed)
+    name = f"{dataset.name}-{label}-{'-'.join(archs)}-s{seed}"
+    return make_task("pretrain", name, spec, needs, experiment.resources.pretrain)
+
+
+def _pretrain_spec(
+    experiment: Experiment, dataset: Dataset, label: str, archs: list[Architecture], seed: int
+) -> PretrainSpec:
     backbones = experiment.backbones_of(label)
-    spec = PretrainSpec(
+    return PretrainSpec(
         dataset=dataset.name,
         label=label,
         method=experiment.method_of(label),
@@ -103,8 +135,6 @@ def _pretrain_task(
         train=experiment.training_of(label),
         seed=seed,
     )
-    name = f"{dataset.name}-{label}-{'-'.join(archs)}-s{seed}"
-    return make_task("pretrain", name, spec, (shard,), experiment.resources.pretrain)
 
 
 def _finetune_tasks(

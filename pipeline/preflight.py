@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.installed import check_torch
 from pipeline.manifest import Task
-from pipeline.specs import FinetuneSpec, PretrainSpec
+from pipeline.specs import TRAINING_STAGES, FinetuneSpec, PretrainSpec
 
 
 def preflight(pending: Sequence[Task]) -> None:
@@ -23,17 +23,14 @@ def preflight(pending: Sequence[Task]) -> None:
         for task in pending:
             if task.stage == "shard":
                 check_source(task)
-    if stages & {"pretrain", "finetune"}:
+    if stages & {*TRAINING_STAGES, "finetune"}:
         check_torch()
-    if "pretrain" in stages:
-        _check_pretraining([PretrainSpec.model_validate(task.spec) for task in _of(pending, "pretrain")])
-    if "finetune" in stages:
-        specs = [FinetuneSpec.model_validate(task.spec) for task in _of(pending, "finetune")]
-        _check_recipes({spec.settings.augment for spec in specs})
-
-
-def _of(pending: Sequence[Task], stage: str) -> list[Task]:
-    return [task for task in pending if task.stage == stage]
+    trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
+    if trained:
+        _check_pretraining(trained)
+    tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
+    if tuned:
+        _check_recipes({spec.settings.augment for spec in tuned})
 
 
 def _check_pretraining(specs: Sequence[PretrainSpec]) -> None:

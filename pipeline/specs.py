@@ -17,7 +17,8 @@ Architecture = Literal["cnn", "vit"]
 Kind = Literal["classification", "segmentation", "detection"]  # of a data set
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-STAGES = ("shard", "pretrain", "finetune", "aggregate")
+STAGES = ("shard", "search", "pretrain", "finetune", "aggregate")
+TRAINING_STAGES = ("search", "pretrain")  # on any number of ranks, and resumable
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +196,10 @@ class PretrainSpec(Strict):
     backbones: dict[Architecture, Backbone]  # both for a joint method, else one
     train: Training
     seed: int
+
+
+class SearchSpec(PretrainSpec):
+    """A short pretraining that finds the value of an option given as ``search``."""
 
 
 class FinetuneSpec(Strict):

@@ -104,6 +104,7 @@ class StageProfile(_Strict):
 
 class Stages(_Strict):
     shard: StageProfile = StageProfile()
+    search: StageProfile = StageProfile()
     pretrain: StageProfile = StageProfile()
     finetune: StageProfile = StageProfile()
     aggregate: StageProfile = StageProfile()
@@ -183,7 +184,7 @@ class Profile(_Strict):
         """A stage's request with what this profile says about that stage put over it.
 
         Args:
-            stage: shard, pretrain, finetune or aggregate.
+            stage: shard, search, pretrain, finetune or aggregate.
             request: what the experiment asks for.
         """
         said = getattr(self.stages, stage).model_dump(exclude_none=True)

@@ -289,7 +289,7 @@ MUTATIONS = [
     Mutation(
         "a job that is too short is not queued again for ever",
         "pipeline/stages/runner.py",
-        'if task.stage == "pretrain" or not no_more_time():',
+        "if task.stage in TRAINING_STAGES or not no_more_time():",
         "if True:",
         "tests/unit/test_jobs.py::test_task_that_a_whole_job_is_too_short_for_is_not_started_again_and_again",
     ),

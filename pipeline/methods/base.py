@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -143,6 +144,21 @@ class OneNet(Method):
         net = self.nets[self.arch]
         assert isinstance(net, Net)
         return net
+
+
+class Search(Method):
+    """Base of what trains several values of an option side by side, to see which is best."""
+
+    def rank(self, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
+        """Judge the candidates, the best first. Called in eval mode, on rank 0 alone.
+
+        Args:
+            batches: held-out images, each (B, 3, image_size, image_size) in [0, 1].
+
+        Returns:
+            For each ``candidate`` (the option's value) the numbers it was judged by.
+        """
+        raise NotImplementedError
 
 
 def slow_copy(module: M) -> M:

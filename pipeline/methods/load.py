@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from pipeline.methods.base import Method
+from pipeline.errors import UserError
+from pipeline.methods.base import Method, Search
 from pipeline.methods.registry import method_info
 
 
@@ -14,5 +15,21 @@ def load_method(name: str) -> type[Method]:
     Raises:
         UserError: no method of this name.
     """
-    module, _, cls = method_info(name).target.partition(":")
+    return _load(method_info(name).target)
+
+
+def load_search(name: str) -> type[Search]:
+    """The class that finds the value of an option of a registered method.
+
+    Raises:
+        UserError: no method of this name, or none that searches.
+    """
+    target = method_info(name).search
+    if target is None:
+        raise UserError(f"method {name} has no option that a search could decide")
+    return _load(target)
+
+
+def _load(target: str) -> type:
+    module, _, cls = target.partition(":")
     return getattr(importlib.import_module(module), cls)

@@ -34,6 +34,7 @@ class MethodInfo:
         joint: True where one run trains a CNN and a ViT together; else one run a net.
         archs: the nets that it can train; an experiment's other nets go without it.
         backbones: nets that it brings along, in place of the experiment's own.
+        search: None, or ``module:Class`` of the method that finds the value of an option given as ``search``.
         steps: ``train``; ``forward``: forward passes without an optimiser step; ``none``: the initial weights
             are exported as they are.
         recipe: default training settings, keys of ``pipeline.specs.Training``, and ``lr_per_batch``: None,
@@ -47,6 +48,7 @@ class MethodInfo:
     joint: bool = False
     archs: tuple[Architecture, ...] = ("cnn", "vit")
     backbones: dict[Architecture, Backbone] = field(default_factory=dict)
+    search: str | None = None
     steps: Literal["train", "forward", "none"] = "train"
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -149,6 +151,11 @@ def resolve_options(name: str, given: dict[str, Any] | None = None) -> dict[str,
         return info.options.model_validate(info.preset | given).model_dump()
     except ValidationError as error:
         raise UserError(_one_line(name, error)) from None
+
+
+def searched_option(options: dict[str, Any]) -> str | None:
+    """The option that a search has to decide, or None."""
+    return next((name for name, value in options.items() if value == "search"), None)
 
 
 def resolve_recipe(name: str, *, batch_size: int) -> dict[str, Any]:

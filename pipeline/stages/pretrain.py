@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports: a mistake or an installation t
     main("pretrain")
     sys.exit()
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,18 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from pipeline.data.feed import Feed, IndexedFeed, StreamedFeed
 from pipeline.data.images import ImageSet
-from pipeline.data.sampler import EpochSampler
-from pipeline.errors import UserError
 from pipeline.evaluate.knn import knn_predict
-from pipeline.methods.base import Method
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import method_info
-from pipeline.nets.backbone import Net, create_backbone
 from pipeline.nets.cost import cost
 from pipeline.nets.export import export
 from pipeline.specs import PretrainSpec
-from pipeline.stages.work import Interrupted, Outcome, Work
+from pipeline.stages.training import make_nets, read_images, train, train_images
+from pipeline.stages.work import Outcome, Work
 from pipeline.train.distributed import World, join, peak_memory
 from pipeline.train.health import is_collapsed
-from pipeline.train.loop import Loop, Stopped, Trained, autocast
+from pipeline.train.loop import Trained, autocast
 from pipeline.train.probe import (
     HEALTH_IMAGES,
     KNN_TRAIN_IMAGES,
@@ -63,38 +58,21 @@ def run(work: Work) -> Outcome:
     spec = PretrainSpec.model_validate(work.task.spec)
     with join(work.ranks, work.resources, on_lost=work.rank_lost) as world:
         index = Index.open(work.inputs["shard"][0].folder)
-        rows = index.rows("train")
-        if not len(rows):
-            raise UserError(f"dataset {spec.dataset} has no train images to pretrain on")
-        method = _method(spec)
+        spec = _decided(spec, work)
+        images = train_images(index, spec, world)
+        method = load_method(spec.method)(
+            make_nets(spec), spec.options, image_size=spec.train.image_size, seed=spec.seed
+        )
         # Now, since a net that cannot be counted must not be found at the end of a long training.
         costs = {arch: cost(net) for arch, net in method.exported().items()}
         steps = method_info(spec.method).steps
-        images = _images(index, rows, spec, world)
         probe = _probe(index, images, spec, world)
         if steps == "none":
             method.to(world.device).eval()
             nets = method.exported()
             trained = Trained(nets, None, 0, 0, 0.0, probe(method, nets))
         else:
-            loop = Loop(
-                method,
-                _feed(images, spec, world),
-                training=spec.train,
-                world=world,
-                folder=work.folder,
-                seed=spec.seed,
-                data=index.fingerprint,
-                steps=steps,
-                probe=probe,
-                progress=work.progress,
-                stop_requested=work.stop_requested,
-                say=_say,
-            )
-            try:
-                trained = loop.run()
-            except Stopped as stopped:
-                raise Interrupted(f"{work.task.id}: {stopped}") from None
+            trained = train(method, images, work=work, spec=spec, world=world, steps=steps, probe=probe)
         peak = peak_memory(world)
         if world.is_first:
             _export(trained, work.folder, spec)
@@ -108,49 +86,13 @@ def run(work: Work) -> Outcome:
         )
 
 
-def _method(spec: PretrainSpec) -> Method:
-    nets: dict[str, Net] = {
-        arch: create_backbone(backbone, spec.train.image_size, seed=spec.seed, arch=arch)
-        for arch, backbone in spec.backbones.items()
+def _decided(spec: PretrainSpec, work: Work) -> PretrainSpec:
+    """The specification with what a search has found in place of ``search``."""
+    found = {
+        done.receipt.metrics["decides"]: done.receipt.metrics["winner"]
+        for done in work.inputs.get("search", ())
     }
-    return load_method(spec.method)(nets, spec.options, image_size=spec.train.image_size, seed=spec.seed)
-
-
-def _images(index: Index, rows: np.ndarray, spec: PretrainSpec, world: World) -> ImageSet:
-    """The rows as the training reads them; streamed sets are not kept, only probed."""
-    return ImageSet(
-        index,
-        rows,
-        image_size=spec.train.image_size,
-        fit=spec.train.fit,
-        cache="none" if spec.train.reading == "streamed" else spec.train.cache,
-        device=world.device,
-        workers=spec.train.workers,
-        ranks_on_node=world.local_world_size,
-    )
-
-
-def _feed(images: ImageSet, spec: PretrainSpec, world: World) -> Feed:
-    train = spec.train
-    if train.reading == "streamed":
-        return StreamedFeed(
-            images,
-            "train",
-            batch_size=train.batch_size,
-            rank=world.rank,
-            world_size=world.world_size,
-            accumulate=train.accumulate,
-            seed=spec.seed,
-        )
-    sampler = EpochSampler(
-        len(images),
-        batch_size=train.batch_size,
-        rank=world.rank,
-        world_size=world.world_size,
-        accumulate=train.accumulate,
-        seed=spec.seed,
-    )
-    return IndexedFeed(images, sampler)
+    return spec.model_copy(update={"options": spec.options | found})
 
 
 def _probe(index: Index, images: ImageSet, spec: PretrainSpec, world: World) -> Probe:
@@ -166,7 +108,9 @@ def _probe(index: Index, images: ImageSet, spec: PretrainSpec, world: World) -> 
         chosen = labelled[evenly(len(labelled), KNN_TRAIN_IMAGES)]
         probe.train = Labelled(images, np.searchsorted(images.rows, chosen), index.targets(chosen))
         asked = val[evenly(len(val), KNN_VAL_IMAGES)]
-        probe.val = Labelled(_images(index, asked, spec, world), np.arange(len(asked)), index.targets(asked))
+        probe.val = Labelled(
+            read_images(index, asked, spec, world), np.arange(len(asked)), index.targets(asked)
+        )
     return probe
 
 
@@ -210,7 +154,3 @@ def _metrics(trained: Trained, *, learns: bool) -> dict[str, Any]:
         "steps": trained.steps,
         "images_per_second": round(trained.images_seen / trained.seconds, 3) if trained.seconds else None,
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

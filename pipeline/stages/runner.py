@@ -41,7 +41,7 @@ from pipeline.manifest import (
     write_json,
 )
 from pipeline.ranks import Ranks, host, rank_environment
-from pipeline.specs import STAGES, Resources
+from pipeline.specs import STAGES, TRAINING_STAGES, Resources
 from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
 from pipeline.states import inputs_of, is_done
 
@@ -120,7 +120,7 @@ def run_task(
                 stop_requested=lambda: require() or stop_requested(),
                 rank_lost=rank_lost,
             )
-            if task.stage in ("pretrain", "finetune"):
+            if task.stage in (*TRAINING_STAGES, "finetune"):
                 check_torch()
             stage = importlib.import_module(f"pipeline.stages.{task.stage}")
             outcome: Outcome = stage.run(work)
@@ -135,7 +135,7 @@ def run_task(
         except TakenOver:
             raise
         except Interrupted:
-            if task.stage == "pretrain" or not no_more_time():
+            if task.stage in TRAINING_STAGES or not no_more_time():
                 raise
             late = UserError(
                 f"{task.id} does not fit into the {work.resources.minutes} minutes of its job:"
@@ -213,7 +213,7 @@ def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -
         ended=now(),
         seconds=round(seconds, 3),
         hosts=_hosts(work.ranks),
-        world_size=work.ranks.world_size if task.stage == "pretrain" else 1,
+        world_size=work.ranks.world_size if task.stage in TRAINING_STAGES else 1,
         images_seen=outcome.images_seen,
         device=outcome.device,
         device_seconds=round(outcome.device_seconds, 3),

@@ -64,7 +64,7 @@ class Probe:
         """
         embeddings: dict[str, list[Tensor]] = {}
         with batch_statistics(method):
-            for images in _plain(self.images, self.positions):
+            for images in plain(self.images, self.positions):
                 with self.autocast():
                     for arch, vectors in method.embed(images).items():
                         embeddings.setdefault(arch, []).append(vectors.float())
@@ -85,14 +85,14 @@ class Probe:
 
     def _features(self, net: Net, images: ImageSet, positions: np.ndarray) -> Tensor:
         parts = []
-        for batch in _plain(images, positions):
+        for batch in plain(images, positions):
             with self.autocast():
                 parts.append(net.features(batch).float())
         return torch.cat(parts)
 
 
-def _plain(images: ImageSet, positions: np.ndarray) -> Iterator[Tensor]:
-    """(B, 3, S, S) float in [0, 1]."""
+def plain(images: ImageSet, positions: np.ndarray) -> Iterator[Tensor]:
+    """The images at these positions, in batches (B, 3, S, S) float in [0, 1]."""
     orders = [positions[start : start + BATCH] for start in range(0, len(positions), BATCH)]
     for batch in images.batches(orders):
         yield (batch.float() / 255).contiguous(memory_format=torch.channels_last)

@@ -185,3 +185,17 @@ def test_protocols_that_are_not_for_the_data_sets_labels_are_refused(file, monke
     monkeypatch.setattr("pipeline.specs.Dataset.kind", property(lambda dataset: "segmentation"))
     with pytest.raises(UserError, match=r"finetune\.protocols: none is for segmentation, which small is"):
         load_experiment(file(SMALL))
+
+
+def test_method_may_be_pretrained_more_or_less_often_than_the_others(file):
+    text = SMALL.replace("seeds: [3]", "seeds: [3, 4]").replace("cass: {}", "cass: {seeds: each}")
+    ids = [task.id for task in plan(load_experiment(file(text)))]
+    assert [name for name in ids if name.startswith("pretrain/small-cass-")] == [
+        "pretrain/small-cass-cnn-vit-s3",
+        "pretrain/small-cass-cnn-vit-s4",
+    ]
+    assert [name for name in ids if name.startswith("pretrain/small-supervised-cnn")] == [
+        "pretrain/small-supervised-cnn-s3"
+    ]
+    assert ids.count("finetune/small-supervised-cnn-linear-1pc-s4") == 1
+    assert ids.count("finetune/small-cass-cnn-linear-1pc-s4") == 1

@@ -1,0 +1,117 @@
+"""What the stages that train have in common: nets, images and the loop, as a specification says."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+import numpy as np
+
+from pipeline.data.feed import Feed, IndexedFeed, StreamedFeed
+from pipeline.data.images import ImageSet
+from pipeline.data.sampler import EpochSampler
+from pipeline.errors import UserError
+from pipeline.methods.base import Method
+from pipeline.nets.backbone import Net, create_backbone
+from pipeline.specs import PretrainSpec
+from pipeline.stages.work import Interrupted, Work
+from pipeline.train.distributed import World
+from pipeline.train.loop import Loop, Probe, Stopped, Trained
+from shards import Index
+
+
+def make_nets(spec: PretrainSpec) -> dict[str, Net]:
+    """The backbones with their initial weights, by architecture."""
+    return {
+        arch: create_backbone(backbone, spec.train.image_size, seed=spec.seed, arch=arch)
+        for arch, backbone in spec.backbones.items()
+    }
+
+
+def train_images(index: Index, spec: PretrainSpec, world: World) -> ImageSet:
+    """All images of the train split.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = index.rows("train")
+    if not len(rows):
+        raise UserError(f"dataset {spec.dataset} has no train images to pretrain on")
+    return read_images(index, rows, spec, world)
+
+
+def read_images(index: Index, rows: np.ndarray, spec: PretrainSpec, world: World) -> ImageSet:
+    """The rows as the training reads them; streamed sets are not kept, only probed."""
+    return ImageSet(
+        index,
+        rows,
+        image_size=spec.train.image_size,
+        fit=spec.train.fit,
+        cache="none" if spec.train.reading == "streamed" else spec.train.cache,
+        device=world.device,
+        workers=spec.train.workers,
+        ranks_on_node=world.local_world_size,
+    )
+
+
+def train(
+    method: Method,
+    images: ImageSet,
+    *,
+    work: Work,
+    spec: PretrainSpec,
+    world: World,
+    steps: Literal["train", "forward"] = "train",
+    probe: Probe | None = None,
+) -> Trained:
+    """Run the loop from the task's newest checkpoint, or from the start.
+
+    Raises:
+        Interrupted: asked to stop; the checkpoint is written.
+        UserError: a batch that cannot be shared by the ranks; a loss that is not finite.
+    """
+    loop = Loop(
+        method,
+        _feed(images, spec, world),
+        training=spec.train,
+        world=world,
+        folder=work.folder,
+        seed=spec.seed,
+        data=images.index.fingerprint,
+        steps=steps,
+        probe=probe,
+        progress=work.progress,
+        stop_requested=work.stop_requested,
+        say=_say,
+    )
+    try:
+        return loop.run()
+    except Stopped as stopped:
+        raise Interrupted(f"{work.task.id}: {stopped}") from None
+
+
+def _feed(images: ImageSet, spec: PretrainSpec, world: World) -> Feed:
+    train = spec.train
+    if train.reading == "streamed":
+        return StreamedFeed(
+            images,
+            "train",
+            batch_size=train.batch_size,
+            rank=world.rank,
+            world_size=world.world_size,
+            accumulate=train.accumulate,
+            seed=spec.seed,
+        )
+    sampler = EpochSampler(
+        len(images),
+        batch_size=train.batch_size,
+        rank=world.rank,
+        world_size=world.world_size,
+        accumulate=train.accumulate,
+        seed=spec.seed,
+    )
+    return IndexedFeed(images, sampler)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
