@@ -13,7 +13,15 @@ import pandas as pd
 
 from pipeline.evaluate.protocols import ALL_METRICS, METRICS_OF, check_metric
 from pipeline.report.unfinished import Unfinished, state_of, unfinished
-from pipeline.specs import Backbone, Dataset, FinetuneSpec, PretrainSpec, ReportSettings, ShardSpec
+from pipeline.specs import (
+    Backbone,
+    Dataset,
+    FinetuneSpec,
+    PretrainSpec,
+    ReportSettings,
+    SearchSpec,
+    ShardSpec,
+)
 from pipeline.stages.work import Entry
 from shards import Index
 
@@ -23,7 +31,7 @@ PLACE = ["dataset", "arch", "protocol", "fraction"]  # where methods are compare
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A finished pretraining: what it was, and where its log is."""
+    """A finished pretraining, or a search before one: what it was, and where its log is."""
 
     spec: PretrainSpec
     folder: Path
@@ -62,7 +70,7 @@ class Collected:
         costs: one row a finished search, pretrain or fine-tune task: stage, dataset, method, images_seen,
             seconds, device, device_seconds, world_size, peak_memory_bytes.
         planned: (stage, data set, method) → how many tasks the manifest has of it.
-        searches: finished or not.
+        searches: the finished ones.
         backbones: (data set, method, architecture) → the net.
         methods: in the experiment's order.
         metrics: the metric columns of ``results``: of every kind of labels among the data sets.
@@ -76,7 +84,7 @@ class Collected:
     planned: Counter[tuple[str, str, str]]
     pretrainings: list[Pretraining]
     unfinished: list[Unfinished]
-    searches: list[Entry]
+    searches: list[Pretraining]
     backbones: dict[tuple[str, str, str], TrainedNet]
     methods: list[str]
     metrics: tuple[str, ...]
@@ -117,10 +125,11 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
                 if place not in backbones or net.params is not None:
                     backbones[place] = net
         elif entry.task.stage == "search":
-            dataset, label = entry.task.spec["dataset"], entry.task.spec["label"]
-            searches.append(entry)
+            spec = SearchSpec.model_validate(entry.task.spec)
+            planned["search", spec.dataset, spec.label] += 1
             if entry.receipt is not None:
-                costs.append(_cost_row(entry, dataset, label))
+                searches.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
+                costs.append(_cost_row(entry, spec.dataset, spec.label))
     rows, finished = [], {}
     for entry in entries:
         if entry.task.stage == "finetune":

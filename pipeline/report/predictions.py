@@ -145,9 +145,10 @@ def prediction_of(arrays: Mapping[str, np.ndarray]) -> Prediction:
     """What the arrays of a predictions.npz say (docs/formats.md), in the form its metrics are made of."""
     rows = arrays["rows"]
     if "confusion" in arrays:
-        confusion = arrays["confusion"].astype(np.int64)  # (N, K, K), truth × prediction
-        right = np.diagonal(confusion, axis1=1, axis2=2)
-        return Segmented(right.copy(), confusion.sum(axis=2), confusion.sum(axis=1), rows)
+        confusion = arrays["confusion"]  # (N, K, K), truth × prediction
+        right = np.diagonal(confusion, axis1=1, axis2=2).astype(np.int64)
+        true, predicted = (confusion.sum(axis=axis, dtype=np.int64) for axis in (2, 1))
+        return Segmented(right, true, predicted, rows)
     if "detection_match" in arrays:
         masks = _detections(arrays, "mask_detection") if "mask_detection_match" in arrays else None
         return Detected(_detections(arrays, "detection"), masks, arrays["truth_count"], rows)

@@ -113,14 +113,12 @@ def _caveats(
 def search_table(collected: Collected) -> pd.DataFrame:
     """One row a candidate of every finished search, the best first."""
     rows = []
-    for entry in collected.searches:
-        if entry.receipt is None:
-            continue
-        spec, metrics = entry.task.spec, entry.receipt.metrics
-        for arch, backbone in spec["backbones"].items():
+    for search in collected.searches:
+        spec, metrics = search.spec, search.metrics
+        for arch, backbone in spec.backbones.items():
             for rank, candidate in enumerate(metrics["ranking"], start=1):
-                row = {"dataset": spec["dataset"], "method": spec["label"], "backbone": backbone["name"]}
-                row |= {"arch": arch, "seed": spec["seed"], "rank": rank, **candidate}
+                row: dict[str, Any] = {"dataset": spec.dataset, "method": spec.label}
+                row |= {"backbone": backbone.name, "arch": arch, "seed": spec.seed, "rank": rank, **candidate}
                 rows.append(row | {"chosen": candidate["candidate"] == metrics["winner"]})
     return pd.DataFrame(rows, columns=[*SEARCH_IDENTITY, *CANDIDATE])
 

@@ -42,7 +42,7 @@ def run(work: Work) -> Outcome:
         "cost": costs.cost_table(collected, settings),
         "backbones": costs.backbone_table(collected),
     }
-    if collected.searches:
+    if any(stage == "search" for stage, _, _ in collected.planned):
         named["search"] = tables.search_table(collected)
     work.progress(3, 4, "files")
     drawings = _drawings(collected, named["summary"], folder)
