@@ -62,7 +62,7 @@ class PretrainSection(Training):
 
 class FinetuneSection(FinetuneSettings):
     protocols: list[str] = Field(
-        ["finetune", "linear", "knn"], min_length=1
+        ["finetune", "linear", "knn", "seg_linear", "seg_fpn", "detect"], min_length=1
     )  # a data set gets those of its kind
     fractions: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
 
@@ -192,15 +192,13 @@ class Experiment(Strict):
         """The backbones that a method trains, with the weights they start from.
 
         Those of its own entry, else those that the method brings along, else the experiment's; of the
-        architectures that it can train.
+        architectures that it can train, with the timm arguments that it wants.
         """
         entry, info = self.methods[label], METHODS[self.method_of(label)]
-        backbones = self.backbones | info.backbones | entry.backbones
+        weights = {} if entry.weights is None else {"weights": entry.weights}
         return {
-            arch: backbone
-            if entry.weights is None
-            else backbone.model_copy(update={"weights": entry.weights})
-            for arch, backbone in backbones.items()
+            arch: info.with_args(arch, backbone.model_copy(update=weights))
+            for arch, backbone in (self.backbones | info.backbones | entry.backbones).items()
             if arch in info.archs
         }
 

@@ -11,7 +11,16 @@ import json
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Architecture = Literal["cnn", "vit"]
 Kind = Literal["classification", "segmentation", "detection"]  # of a data set
@@ -65,13 +74,25 @@ class Splits(Strict):
         return self
 
 
+MaskValue = Annotated[int, Field(ge=0, le=255)]
+FOR_SOURCES = {  # key of a data set → the sources that it is for
+    "mask_column": ("csv",),
+    "images": ("masks", "coco", "voc"),
+    "masks": ("masks",),
+    "mask_suffix": ("masks",),
+    "mask_classes": ("masks", "csv"),
+    "mask_ignore": ("masks", "csv"),
+    "annotations": ("coco", "voc"),
+}
+
+
 class Dataset(Strict):
     """Where the images are and how they become shards."""
 
     # default: the experiment's name
     name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$", max_length=80)
-    source: Literal["digits", "folder", "csv"] = "folder"
-    root: UserPath | None = None  # folder with the images; not needed for digits
+    source: Literal["digits", "digit_pages", "folder", "csv", "masks", "coco", "voc"] = "folder"
+    root: UserPath | None = None  # folder with the images; not needed for digits and pages of them
     csv: str = "labels.csv"  # file below root (or an absolute path)
     path_column: str = "path"
     label_columns: list[str] = ["label"]  # several: one 0/1 column a class (multi-label)
@@ -79,6 +100,13 @@ class Dataset(Strict):
     split_column: str | None = None
     group_column: str | None = None  # patient, slide …: never in two splits
     classes: list[str] | None = None  # default: those found, sorted
+    mask_column: str | None = None  # csv: paths of masks below root, for segmentation
+    images: str | None = None  # masks, coco, voc: folder below root; {split} stands for a split's name
+    masks: str | None = None  # masks: folder below root
+    mask_suffix: str | None = None  # masks: after the image's name in the mask's, such as _mask
+    mask_classes: dict[str, MaskValue] | None = None  # default: a class for each value that occurs
+    mask_ignore: list[MaskValue] | None = None  # values of no class; default: 255 beside 0, 1, 2 …
+    annotations: str | None = None  # coco: JSON file, voc: folder with XML files, below root
     unlabelled: list[str] = []  # more folders of images, for pretraining only
     splits: Splits = Splits()
     seed: Seed = 0
@@ -91,12 +119,47 @@ class Dataset(Strict):
     @property
     def kind(self) -> Kind:
         """What its labels are for."""
-        return "classification"
+        if self.source in ("coco", "voc"):
+            return "detection"
+        masks = self.source in ("masks", "digit_pages") or self.mask_column
+        return "segmentation" if masks else "classification"
+
+    @field_validator("mask_classes", mode="before")
+    @classmethod
+    def _names_to_values(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not all(isinstance(name, str) for name in given):
+            raise ValueError(
+                "expected each class's name and its value, such as {background: 0, nucleus: 255}"
+            )
+        return given
+
+    @field_validator("mask_ignore", mode="before")
+    @classmethod
+    def _one_or_several(cls, ignored: Any) -> Any:
+        return [ignored] if isinstance(ignored, int) else ignored
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys for some sources appear only where given, and so are no part of other tasks' keys."""
+        return {
+            key: value for key, value in write(self).items() if value is not None or key not in FOR_SOURCES
+        }
 
     @model_validator(mode="after")
     def _root_where_needed(self) -> Dataset:
-        if self.source != "digits" and not self.root:
+        if self.source not in ("digits", "digit_pages") and not self.root:
             raise ValueError("root is missing: the folder with the images")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_this_source(self) -> Dataset:
+        for key, sources in FOR_SOURCES.items():
+            if getattr(self, key) is not None and self.source not in sources:
+                raise ValueError(f"{key} is for source {' or '.join(sources)}, not for {self.source}")
+        if self.source == "csv" and not self.mask_column and (self.mask_classes or self.mask_ignore):
+            raise ValueError("mask_column is missing: the CSV's column with the paths of the masks")
+        if self.kind == "segmentation" and self.classes is not None:
+            raise ValueError("classes is not for masks: mask_classes gives each class its value")
         return self
 
 
@@ -170,6 +233,7 @@ class FinetuneSettings(Strict):
     validation: Literal["full", "fraction"] = "full"
     select_by: str = "macro_f1"  # validation metric that picks the epoch
     knn_k: int = Field(20, ge=1)
+    head_width: int = Field(256, ge=8)  # channels of a segmentation or detection head
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache: Literal["auto", "gpu", "ram", "none"] = "auto"
     workers: int = Field(0, ge=0)

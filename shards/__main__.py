@@ -1,4 +1,4 @@
-"""Command line: ``python -m shards write folder|csv|digits …``, ``verify FOLDER``, ``info FOLDER``."""
+"""Command line: ``python -m shards write SOURCE …``, ``verify …``, ``info …``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import sys
 from collections.abc import Sequence
 
 from shards import (
+    CocoSource,
     CsvSource,
+    DigitPagesSource,
     DigitsSource,
     FolderSource,
     Index,
     InputError,
+    MaskSource,
     ShardOptions,
     Source,
+    VocSource,
     verify,
     write,
 )
@@ -35,16 +39,33 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--processes", type=int, help="default: one a CPU core")
     rooted = argparse.ArgumentParser(add_help=False)
     rooted.add_argument("root", help="folder with the images")
-    rooted.add_argument("--classes", nargs="+", help="names and order; default: those found, sorted")
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--classes", nargs="+", help="names and order; default: those found, sorted")
+    masked = argparse.ArgumentParser(add_help=False)
+    masked.add_argument("--mask-classes", nargs="+", type=named_value, metavar="NAME=VALUE")
+    masked.add_argument("--mask-ignore", nargs="*", type=int, metavar="VALUE", help="values of no class")
     writing.add_parser("digits", parents=[common], help="scikit-learn's bundled digits")
-    writing.add_parser("folder", parents=[rooted, common], help="one folder a class")
-    table = writing.add_parser("csv", parents=[rooted, common], help="one row an image")
+    writing.add_parser("digit_pages", parents=[common], help="segmentation: pages of four of them")
+    writing.add_parser("folder", parents=[rooted, named, common], help="one folder a class")
+    table = writing.add_parser("csv", parents=[rooted, named, masked, common], help="one row an image")
     table.add_argument("--csv", default="labels.csv", help="below root, or absolute")
     table.add_argument("--path-column", default="path")
     table.add_argument("--label-columns", nargs="+", default=["label"], help="several: 0/1, multi-label")
     table.add_argument("--label-separator", help="between several labels in one column")
     table.add_argument("--split-column")
     table.add_argument("--group-column", help="patient, slide …: never in two splits")
+    table.add_argument("--mask-column", help="paths of masks: segmentation")
+    pairs = writing.add_parser(
+        "masks", parents=[rooted, masked, common], help="segmentation: images and masks"
+    )
+    pairs.add_argument("--masks", default=MaskSource.masks, help="folder below root")
+    pairs.add_argument("--mask-suffix", default="", help="after the image's name in the mask's")
+    coco = writing.add_parser("coco", parents=[rooted, named, common], help="detection: a JSON file")
+    voc = writing.add_parser("voc", parents=[rooted, named, common], help="detection: an XML file an image")
+    for part, source, help in ((coco, CocoSource, "JSON file"), (voc, VocSource, "folder")):
+        part.add_argument("--annotations", default=source.annotations, help=f"{help} below root")
+    for part, default in ((pairs, MaskSource.images), (coco, CocoSource.images), (voc, VocSource.images)):
+        part.add_argument("--images", default=default, help="folder below root; {split} stands for a split")
     for verb, text in (("verify", "hash every file again"), ("info", "say what a dataset holds")):
         verbs.add_parser(verb, help=text).add_argument("folder")
     return top
@@ -54,8 +75,23 @@ def source_of(args: argparse.Namespace) -> Source:
     """The source that the command line describes."""
     if args.source == "digits":
         return DigitsSource()
+    if args.source == "digit_pages":
+        return DigitPagesSource()
     if args.source == "folder":
         return FolderSource(args.root, classes=args.classes)
+    if args.source in ("coco", "voc"):
+        kind = CocoSource if args.source == "coco" else VocSource
+        return kind(args.root, images=args.images, annotations=args.annotations, classes=args.classes)
+    mask_classes = None if args.mask_classes is None else dict(args.mask_classes)
+    if args.source == "masks":
+        return MaskSource(
+            args.root,
+            images=args.images,
+            masks=args.masks,
+            mask_suffix=args.mask_suffix,
+            mask_classes=mask_classes,
+            mask_ignore=args.mask_ignore,
+        )
     return CsvSource(
         args.root,
         csv=args.csv,
@@ -65,7 +101,16 @@ def source_of(args: argparse.Namespace) -> Source:
         split_column=args.split_column,
         group_column=args.group_column,
         classes=args.classes,
+        mask_column=args.mask_column,
+        mask_classes=mask_classes,
+        mask_ignore=args.mask_ignore,
     )
+
+
+def named_value(text: str) -> tuple[str, int]:
+    """NAME=VALUE of a mask."""
+    name, _, value = text.rpartition("=")
+    return name, int(value)
 
 
 def describe(index: Index) -> str:

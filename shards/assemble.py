@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from shards import duplicates
+from shards.annotate import Entry
 from shards.errors import InputError
-from shards.gather import Entry
 from shards.options import ShardOptions
 from shards.report import Duplicates
 from shards.sources import SPLITS, Sample
@@ -61,7 +61,7 @@ def _handle_duplicates(entries: list[Entry], options: ShardOptions) -> tuple[lis
         samples = [entries[position].sample for position in positions]
         paths = [sample.path for sample in samples]
         splits = {_given_split(sample) for sample in samples}
-        if len({sample.labels for sample in samples if sample.labelled}) > 1:
+        if len({_known(entries[place]) for place in positions if entries[place].sample.labelled}) > 1:
             found.conflicting.append(paths)
         if len(splits) == 1:
             found.within.append(paths)
@@ -78,6 +78,11 @@ def _handle_duplicates(entries: list[Entry], options: ShardOptions) -> tuple[lis
         )
     found.dropped = sorted(entries[position].sample.path for position in dropped)
     return [entry for position, entry in enumerate(entries) if position not in dropped], found
+
+
+def _known(entry: Entry) -> tuple[tuple[str, ...], str]:
+    """What the source says of a sample: its labels, and the content of its annotation."""
+    return entry.sample.labels, entry.measured.content if entry.measured else ""
 
 
 def _given_split(sample: Sample) -> str:

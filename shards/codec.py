@@ -48,11 +48,13 @@ class Picture:
         kept: suffix under which the file's own bytes can be stored ("jpg", "png", "webp"), or "" where
             they must be re-encoded.
         lossy: the file was compressed with loss, so that a re-encoding may be too.
+        orientation: as EXIF has it, 1 where the file's pixels are upright.
     """
 
     image: Image.Image
     kept: str
     lossy: bool
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Inspection:
         perceptual_hash: 64-bit difference hash.
         thumbnail: 16 x 16 grey bytes.
         peak16: greatest value of a 16-bit image, 0 for 8-bit ones.
+        upright: (width, height) of the upright image before any resizing.
+        orientation: as EXIF has it, 1 where the file's pixels are upright.
     """
 
     sha256: str
@@ -79,6 +83,8 @@ class Inspection:
     perceptual_hash: int
     thumbnail: bytes
     peak16: int
+    upright: tuple[int, int]
+    orientation: int
 
 
 def is_dicom(head: bytes) -> bool:
@@ -94,14 +100,14 @@ def load(data: bytes) -> Picture:
     """
     if not data:
         raise Unreadable("file is empty")
-    with _reasons(), warnings.catch_warnings():
+    with reasons(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _load_dicom(data) if is_dicom(data[:132]) else _load_image(data)
 
 
 @contextmanager
-def _reasons() -> Iterator[None]:
-    """Whatever a decoder raises, as Unreadable with a short reason."""
+def reasons() -> Iterator[None]:
+    """Whatever a decoder raises within the block, as Unreadable with a short reason."""
     try:
         yield
     except Unreadable:
@@ -115,9 +121,9 @@ def _reasons() -> Iterator[None]:
         raise Unreadable(reason[:200]) from None
 
 
-def _open(data: bytes) -> Image.Image:
-    """The image, not yet decoded, if it is not too large."""
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+def opened(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """The image, not yet decoded, if it is not too large. Raises what Pillow does, see :func:`reasons`."""
+    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     _check_pixels(*image.size)  # Pillow itself only warns up to twice its limit
     return image
 
@@ -128,14 +134,16 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _load_image(data: bytes) -> Picture:
-    image = _open(data)
+    image = opened(data)
     kept = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}.get(image.format or "", "")
     lossy = kept == "jpg" or (kept == "webp" and _is_lossy_webp(data))
     moving = kept in ("png", "webp") and getattr(image, "is_animated", False)
-    if moving or image.mode == "CMYK" or image.getexif().get(0x0112, 1) != 1:
+    orientation = image.getexif().get(0x0112, 1)
+    if moving or image.mode == "CMYK" or orientation != 1:
         kept = ""
     image.load()
-    return Picture(_plain(ImageOps.exif_transpose(image)), kept, lossy)
+    turned = orientation if orientation in range(2, 9) else 1
+    return Picture(_plain(ImageOps.exif_transpose(image)), kept, lossy, turned)
 
 
 def _is_lossy_webp(data: bytes) -> bool:
@@ -249,6 +257,8 @@ def inspect(data: bytes, *, resize: int | None) -> Inspection:
         perceptual_hash=_difference_hash(grey),
         thumbnail=grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
         peak16=peak,
+        upright=image.size,
+        orientation=picture.orientation,
     )
 
 
@@ -285,8 +295,8 @@ def decode(data: bytes, *, grey16_max: int = 65535) -> Image.Image:
     Raises:
         Unreadable: with the reason.
     """
-    with _reasons():
-        image = _open(data)
+    with reasons():
+        image = opened(data)
         if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:
             image.load()
             image = _plain(ImageOps.exif_transpose(image))

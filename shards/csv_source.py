@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.codec import SUFFIXES
 from shards.errors import InputError, listed, nearest
+from shards.layout import gaps, safe
+from shards.mask_source import mask_values
+from shards.masks import MaskFile
 from shards.sources import SPLIT_NAMES, Listing, Sample, Task, check_classes, existing_folder
 
 YES = frozenset({"1", "1.0", "true", "yes"})
@@ -22,7 +25,8 @@ class CsvSource:
     """Rows of a CSV file (a .tsv file is read with tabs).
 
     One label column is single-label, or multi-label where ``label_separator`` is given; several columns of
-    0 and 1 are multi-label, with the columns as classes. Empty label cells mean unlabelled.
+    0 and 1 are multi-label, with the columns as classes. Empty label cells mean unlabelled. With a mask
+    column it is a segmentation set, and label columns are not read.
 
     Attributes:
         root: the folder that image paths are below.
@@ -32,7 +36,9 @@ class CsvSource:
         label_separator: what separates several labels in one column.
         split_column: column with train, val or test (or training, valid, validation, dev, testing).
         group_column: column with what must not be in two splits, such as the patient.
-        classes: names and order of the classes; those found, sorted, where None.
+        classes: names and order of the classes; those found, sorted, where None. Not with masks.
+        mask_column: column with the paths of masks below root; an empty cell means unlabelled.
+        mask_classes, mask_ignore: as for MaskSource.
     """
 
     root: str | Path
@@ -43,6 +49,9 @@ class CsvSource:
     split_column: str | None = None
     group_column: str | None = None
     classes: Sequence[str] | None = None
+    mask_column: str | None = None
+    mask_classes: Mapping[str, int] | None = None
+    mask_ignore: Collection[int] | None = None
 
     @property
     def base(self) -> Path | None:
@@ -53,10 +62,12 @@ class CsvSource:
 
         Raises:
             InputError: missing root, file or column, a path listed twice, a label that is not in ``classes``
-                or not 0/1, an unknown split.
+                or not 0/1, an unknown split, a mask that is not below the root.
         """
         root = existing_folder(self.root)
         rows = self._rows(root)
+        if self.mask_column is not None:
+            return self._masks(root, rows)
         several = len(self.label_columns) > 1
         task: Task = "multilabel" if several or self.label_separator else "multiclass"
         if several and self.classes is not None and set(self.classes) != set(self.label_columns):
@@ -64,6 +75,42 @@ class CsvSource:
                 f"classes must be the label columns {listed(self.label_columns)} where there are several"
             )
         samples: list[Sample] = []
+        for line, row, plain in self._images(root, rows):
+            labels = self._indicators(row, line) if several else self._labels(row, line, plain.path)
+            samples.append(replace(plain, labels=labels or (), labelled=labels is not None))
+        classes = self._classes(samples)
+        samples.sort(key=lambda sample: sample.path)
+        return Listing(task, classes, samples)
+
+    def _masks(self, root: Path, rows: list[tuple[int, dict[str, str]]]) -> Listing:
+        """The same for a segmentation set."""
+        assert self.mask_column is not None
+        if self.classes is not None:
+            raise InputError("classes is not for masks: mask_classes names their values")
+        samples, missing = [], []
+        for line, row, plain in self._images(root, rows):
+            if cell := row[self.mask_column].strip():
+                name = str(safe(cell, f"{self.csv} line {line}: column '{self.mask_column}'"))
+                if os.path.exists(root / name):
+                    plain = replace(plain, annotation=MaskFile(name, root / name))
+                else:
+                    missing.append(name)
+            samples.append(replace(plain, labelled=plain.annotation is not None))
+        without = [sample.path for sample in samples if not sample.labelled]
+        if len(without) == len(samples):
+            example = f" ({missing[0]} does not exist)" if missing else ""
+            raise InputError(f"{self.csv} has no mask in column '{self.mask_column}'{example}")
+        samples.sort(key=lambda sample: sample.path)
+        notes = gaps("mask", sorted(without), [])
+        if missing:
+            notes.append(f"{len(missing)} masks that {self.csv} names do not exist, e.g. {missing[0]}")
+        values = mask_values(self.mask_classes, self.mask_ignore)
+        return Listing("segmentation", [], samples, notes=notes, mask_values=values)
+
+    def _images(
+        self, root: Path, rows: list[tuple[int, dict[str, str]]]
+    ) -> Iterator[tuple[int, dict[str, str], Sample]]:
+        """Line, row and sample, as yet without labels, of each row."""
         first_line: dict[str, int] = {}
         for line, row in rows:
             name = _clean(row[self.path_column])
@@ -72,27 +119,15 @@ class CsvSource:
             if name in first_line:
                 raise InputError(f"{self.csv} lists '{name}' twice, in lines {first_line[name]} and {line}")
             first_line[name] = line
-            labels = self._indicators(row, line) if several else self._labels(row, line, name)
-            samples.append(
-                Sample(
-                    path=name,
-                    location=_locate(root, name),
-                    labels=labels or (),
-                    labelled=labels is not None,
-                    split=self._split(row, line),
-                    group=row[self.group_column].strip() if self.group_column else "",
-                )
-            )
-        classes = self._classes(samples)
-        samples.sort(key=lambda sample: sample.path)
-        return Listing(task, classes, samples)
+            group = row[self.group_column].strip() if self.group_column else ""
+            yield line, row, Sample(name, _locate(root, name), split=self._split(row, line), group=group)
 
     def _rows(self, root: Path) -> list[tuple[int, dict[str, str]]]:
         """(line number, row) of each row, with all needed columns present."""
         path = root / self.csv
         if not os.path.isfile(path):
             raise InputError(f"CSV file {path} does not exist")
-        if not self.label_columns:
+        if not self.label_columns and self.mask_column is None:
             raise InputError("label_columns is empty: expected at least one column")
         if len(self.label_columns) > 1 and self.label_separator:
             raise InputError("label_separator is for one label column, but there are several")
@@ -115,7 +150,8 @@ class CsvSource:
         return rows
 
     def _check_columns(self, columns: list[str]) -> None:
-        wanted = [self.path_column, *self.label_columns, self.split_column, self.group_column]
+        labels = self.label_columns if self.mask_column is None else [self.mask_column]
+        wanted = [self.path_column, *labels, self.split_column, self.group_column]
         for column in wanted:
             if column is None:
                 continue

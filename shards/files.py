@@ -27,9 +27,9 @@ def open_regular(path: str | Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def read_regular(path: str | Path) -> bytes:
-    """The content of a regular file of at most ``MOST_BYTES``. Raises OSError."""
+def read_regular(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises OSError."""
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > MOST_BYTES:
-            raise OSError(errno.EFBIG, f"larger than {MOST_BYTES} bytes", str(path))
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
         return file.read()

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shards import codec, parallel
+from shards.annotate import Entry, Measured, measure
 from shards.errors import InputError
 from shards.options import ShardOptions
 from shards.sources import Listing, Sample, Source, existing_folder, unlabelled_samples
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
-
-
-@dataclass
-class Entry:
-    """A readable sample on its way: ``sample.split`` is final once splits are made."""
-
-    sample: Sample
-    seen: codec.Inspection
-    key: str
 
 
 def all_samples(source: Source, options: ShardOptions) -> tuple[Listing, list[Sample]]:
@@ -66,17 +57,20 @@ def inspect(
             if isinstance(result, str):
                 rejected.append((sample.path, result))
             else:
-                entries.append(Entry(sample, result, sample_key(sample.path)))
+                entries.append(Entry(sample, result[0], sample_key(sample.path), result[1]))
         progress(len(entries) + len(rejected), len(samples), "reading images")
     return entries, rejected
 
 
-def _inspect_chunk(samples: list[Sample], resize: int | None) -> list[codec.Inspection | str]:
-    """Runs in a worker: each file's measures, or the reason why it cannot be read."""
-    results: list[codec.Inspection | str] = []
+def _inspect_chunk(
+    samples: list[Sample], resize: int | None
+) -> list[tuple[codec.Inspection, Measured | None] | str]:
+    """Runs in a worker: each file's measures and its annotation's, or the reason why it cannot be used."""
+    results: list[tuple[codec.Inspection, Measured | None] | str] = []
     for sample in samples:
         try:
-            results.append(codec.inspect(sample.read(), resize=resize))
+            seen = codec.inspect(sample.read(), resize=resize)
+            results.append((seen, measure(sample, seen)))
         except FileNotFoundError:
             results.append("no such file")
         except OSError as error:
@@ -87,9 +81,9 @@ def _inspect_chunk(samples: list[Sample], resize: int | None) -> list[codec.Insp
 
 
 def check_readable(
-    listing: Listing, entries: list[Entry], rejected: list[tuple[str, str]], total: int, options: ShardOptions
+    entries: list[Entry], rejected: list[tuple[str, str]], total: int, options: ShardOptions
 ) -> None:
-    """Refuse a dataset with too many unreadable images, or none left of a class. Raises InputError."""
+    """Refuse a dataset with too many unreadable images. Raises InputError."""
     some = "; ".join(f"{path}: {reason}" for path, reason in rejected[:3])
     if not entries:
         raise InputError(f"no readable image among {total} ({some})")
@@ -98,7 +92,11 @@ def check_readable(
             f"{len(rejected)} of {total} images are unreadable, more than the share {options.max_rejected} of"
             f" max_rejected ({some})"
         )
+
+
+def check_present(classes: Sequence[str], entries: list[Entry]) -> None:
+    """Refuse a dataset in which nothing is left of a class. Raises InputError."""
     present = {label for entry in entries for label in entry.sample.labels}
-    for name in listing.classes:
+    for name in classes:
         if name not in present:
             raise InputError(f"class '{name}' has no readable image")

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from shards import codec
+from shards import boxes, codec, masks
+from shards.boxes import Boxes
 from shards.errors import InputError, printable
 from shards.files import open_regular, read_regular
 from shards.schema import check_meta, check_samples
-from shards.sources import SEPARATOR, SPLITS, Task
+from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,12 @@ COLUMNS = {
     "pixel_hash": str,
     "path": str,
 }
+ANNOTATION_COLUMNS = {"annotation_offset": np.int64, "annotation_length": np.int64}
+
+
+def columns_of(task: Task) -> dict[str, type]:
+    """The columns of ``samples.csv`` with their types: sets with masks or boxes have two more."""
+    return COLUMNS | ANNOTATION_COLUMNS if task in ANNOTATIONS else COLUMNS
 
 
 class Index:
@@ -49,13 +56,16 @@ class Index:
 
     Attributes:
         folder: where it is.
-        task: "multiclass" or "multilabel".
-        classes: names of the classes; a class's number is its place here.
+        task: "multiclass", "multilabel", "segmentation" or "detection".
+        classes: names of the classes; a class's number is its place here. A background is a class of its own
+            in segmentation, and none in detection.
         meta: the content of ``index.json``.
         samples: pandas.DataFrame, one row a sample in file order, with the columns key, shard, offset and
             length (of the image in the tar, in bytes), format, labels ("a", "a|b" or ""), labelled (bool: an
             unlabelled sample and one in which nothing was found both have the labels ""), split, group,
-            width and height (pixels), pixel_hash, path (in the source).
+            width and height (pixels), pixel_hash, path (in the source); for segmentation and detection,
+            where labels are what occurs in the mask or among the boxes, also annotation_offset and
+            annotation_length.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any], samples: pd.DataFrame) -> None:
@@ -69,6 +79,9 @@ class Index:
         self._lengths = samples["length"].to_numpy(np.int64)
         self._splits = samples["split"].to_numpy(object)
         self._labelled = samples["labelled"].to_numpy(bool)
+        self._sizes = samples[["width", "height"]].to_numpy(np.int64)
+        if self.task in ANNOTATIONS:
+            self._annotations = samples[list(ANNOTATION_COLUMNS)].to_numpy(np.int64)
         try:
             self._targets = _encode(samples["labels"].tolist(), self._labelled, self.classes, self.task)
         except KeyError as error:
@@ -102,6 +115,11 @@ class Index:
     def fingerprint(self) -> str:
         """SHA-256 over the index, and thereby over all shards and samples: equal for equal datasets."""
         return hashlib.sha256(dump_json(self.meta)).hexdigest()
+
+    @property
+    def outlined(self) -> bool:
+        """Whether every object of a detection set has its outline: ``boxes(row).masks`` gives masks."""
+        return bool(self.meta.get("outlined", False))
 
     @property
     def report(self) -> dict[str, Any]:
@@ -140,7 +158,8 @@ class Index:
             rows: (N,) row numbers.
 
         Returns:
-            multiclass: (N,) int64, -1 where unlabelled; multilabel: (N, K) float32 of 0 and 1, or NaN.
+            multiclass: (N,) int64, -1 where unlabelled; multilabel, and segmentation and detection, where it
+            says what occurs: (N, K) float32 of 0 and 1, or NaN.
         """
         return self._targets[np.asarray(rows, np.int64)]
 
@@ -151,6 +170,48 @@ class Index:
     def decode(self, row: int) -> Image.Image:
         """The image of a sample in mode RGB, upright, 16-bit grey scaled to 8. Raises InputError."""
         return self.decode_bytes(self.read(row))
+
+    def mask(self, row: int) -> np.ndarray:
+        """The segmentation mask of a sample.
+
+        Returns:
+            (H, W) uint8 class numbers, 255 where a pixel is of no class; H and W are those of the image.
+
+        Raises:
+            InputError: the sample has no mask, or none that can be read.
+        """
+        data = self._annotation(row, "segmentation")
+        try:
+            return masks.from_png(data, size=self._size(row), classes=len(self.classes))
+        except InputError as error:
+            raise InputError(f"{self._name(row)} cannot be read: {error}") from None
+
+    def boxes(self, row: int) -> Boxes:
+        """The objects of a sample, none where nothing was found.
+
+        Raises:
+            InputError: the sample has no annotation, or none that can be read.
+        """
+        data = self._annotation(row, "detection")
+        try:
+            return boxes.from_json(data, size=self._size(row), classes=len(self.classes))
+        except InputError as error:
+            raise InputError(f"{self._name(row)} cannot be read: {error}") from None
+
+    def _annotation(self, row: int, task: Task) -> bytes:
+        if self.task != task:
+            raise InputError(f"{self.folder} is a {self.task} set, it has no {ANNOTATIONS[task]}")
+        if not self._labelled[row]:
+            raise InputError(f"{self._name(row)} is not there: the sample is unlabelled")
+        offset, length = self._annotations[row].tolist()
+        return self._files.read(self._shard_names[row], offset, length)
+
+    def _size(self, row: int) -> tuple[int, int]:
+        width, height = self._sizes[row].tolist()
+        return width, height
+
+    def _name(self, row: int) -> str:
+        return f"{self.samples['key'].iat[row]}.{ANNOTATIONS[self.task]} in {self.folder}"
 
     def decode_bytes(self, data: bytes) -> Image.Image:
         """The same for the bytes of a sample that came through :func:`shards.stream`."""
@@ -216,11 +277,12 @@ def read_samples(source: Path | BinaryIO, meta: dict[str, Any], where: str | Non
     import pandas as pd
 
     where = where or str(source)
+    columns = columns_of(meta["task"])
     try:
         with open_regular(source) if isinstance(source, Path) else source as file:
             samples = pd.read_csv(
                 file,
-                dtype=COLUMNS,
+                dtype=columns,
                 keep_default_na=False,
                 na_filter=False,
                 encoding="utf-8",
@@ -232,7 +294,7 @@ def read_samples(source: Path | BinaryIO, meta: dict[str, Any], where: str | Non
         raise InputError(f"{where} cannot be read: {error}") from None
     if not isinstance(samples.index, pd.RangeIndex):  # pandas takes the first of too many cells for a name
         raise InputError(f"{where} has rows with more cells than columns")
-    missing = [column for column in COLUMNS if column not in samples]
+    missing = [column for column in columns if column not in samples]
     if missing:
         raise InputError(f"{where} has no column '{missing[0]}'")
     check_samples(samples, meta, where)

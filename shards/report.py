@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from shards import codec, duplicates
-from shards.sources import SPLITS, Listing, Sample
+from shards.annotate import Measured
+from shards.sources import ANNOTATIONS, SPLITS, Listing, Sample
 
 EXAMPLES = 50  # duplicates named a kind
+BOX_COUNTS = ("crowd", "outlined", "clipped", "dropped")  # of annotate.Measured
 
 
 @dataclass
@@ -27,11 +29,12 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Facts:
-    """All the report is made from; ``samples`` and ``seen`` belong together, one each a sample."""
+    """All the report is made from; ``samples``, ``seen`` and ``measured`` have one entry each a sample."""
 
     listing: Listing
     samples: Sequence[Sample]
     seen: Sequence[codec.Inspection]
+    measured: Sequence[Measured | None]
     rejected: Sequence[tuple[str, str]]
     splits_made: Sequence[str]
     duplicates: Duplicates
@@ -56,9 +59,11 @@ def make(facts: Facts) -> dict[str, Any]:
     """The content of ``data_report.json``."""
     near = _near_duplicates(facts)
     table = counts(facts.listing.classes, facts.samples)
+    annotations = {"annotations": _annotations(facts)} if facts.listing.task in ANNOTATIONS else {}
     return {
         "samples": len(facts.samples),
         "counts": table,
+        **annotations,
         "splits_made": list(facts.splits_made),
         "formats": dict(sorted(Counter(one.format for one in facts.seen).items())),
         "original_bytes_kept": sum(one.original for one in facts.seen),
@@ -81,6 +86,21 @@ def make(facts: Facts) -> dict[str, Any]:
         "near_duplicates": near,
         "warnings": _warnings(facts, table, near),
     }
+
+
+def _annotations(facts: Facts) -> dict[str, Any]:
+    """What masks or boxes hold: for each split pixels or boxes of each class, and what was done to boxes."""
+    of_class = {split: dict.fromkeys(facts.listing.classes, 0) for split in SPLITS}
+    known = [(sample.split, one) for sample, one in zip(facts.samples, facts.measured) if one]
+    for split, one in known:
+        for name, count in one.counts.items():
+            of_class[split][name] += count
+    if facts.listing.task == "segmentation":
+        every = sum(sum(one.values.values()) for _, one in known)
+        ignored = every - sum(sum(table.values()) for table in of_class.values())
+        return {"pixels": of_class, "ignored_pixels": ignored}
+    sums = {name: sum(getattr(one, name) for _, one in known) for name in BOX_COUNTS}
+    return {"boxes": of_class, **sums}
 
 
 def _near_duplicates(facts: Facts) -> dict[str, Any]:
@@ -115,6 +135,12 @@ def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list
         for name, count in entry["classes"].items():
             if not count:
                 lines.append(f"class '{name}' has no sample in the {split} split")
+    clipped = sum(one.clipped for one in facts.measured if one)
+    dropped = sum(one.dropped for one in facts.measured if one)
+    if clipped:
+        lines.append(f"{clipped} boxes reached beyond their images and are clipped")
+    if dropped:
+        lines.append(f"{dropped} boxes without any area in their images are left out")
     copies = facts.duplicates
     if copies.dropped:
         lines.append(f"{len(copies.dropped)} images with identical pixels in another split are dropped")

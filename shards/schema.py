@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shards.boxes import MOST_BYTES as MOST_BOX_BYTES
 from shards.errors import InputError
 from shards.files import MOST_BYTES
-from shards.sources import check_classes
+from shards.masks import IGNORE
+from shards.sources import ANNOTATIONS, Task, check_classes
 from shards.tars import BLOCK
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class _Counts(_Described):
 
 
 class _Meta(_Described):
-    task: Literal["multiclass", "multilabel"]
+    task: Task
     classes: list[str] = Field(min_length=1)
     samples: Number
     counts: dict[Split, _Counts]
@@ -62,6 +64,8 @@ class _Meta(_Described):
     @model_validator(mode="after")
     def _each_once(self) -> _Meta:
         check_classes(self.classes)
+        if self.task == "segmentation" and len(self.classes) > IGNORE:
+            raise ValueError(f"{len(self.classes)} classes, but a mask can hold only {IGNORE}")
         names = [shard.name for shard in self.shards]
         if len(set(names)) < len(names):
             raise ValueError("a shard is named twice")
@@ -119,8 +123,18 @@ def check_samples(samples: pd.DataFrame, meta: Mapping[str, Any], where: str) ->
     expect("split", samples["split"] == split, "that of its shard")
     expect("format", samples["format"].isin(FORMATS), f"one of {', '.join(FORMATS)}")
     end = samples["shard"].map({name: shard["bytes"] for name, shard in shards.items()}).astype("int64")
-    expect("offset", samples["offset"].between(BLOCK, end), "a place in its shard")
-    expect("length", samples["length"].between(1, MOST_BYTES), f"1 to {MOST_BYTES} bytes")
-    expect("length", samples["length"] <= end - samples["offset"], "an end within its shard")
+
+    def expect_place(offset: str, length: str, there: pd.Series, most: int) -> None:
+        expect(offset, ~there | samples[offset].between(BLOCK, end), "a place in its shard")
+        expect(length, ~there | samples[length].between(1, most), f"1 to {most} bytes")
+        expect(length, ~there | (samples[length] <= end - samples[offset]), "an end within its shard")
+
+    expect_place("offset", "length", samples["key"] != "", MOST_BYTES)
+    if meta["task"] in ANNOTATIONS:
+        labelled = samples["labelled"] != 0
+        most = MOST_BOX_BYTES if meta["task"] == "detection" else MOST_BYTES
+        expect_place("annotation_offset", "annotation_length", labelled, most)
+        for column in ("annotation_offset", "annotation_length"):
+            expect(column, labelled | (samples[column] == 0), "0 for a sample without annotation")
     for column in ("width", "height"):
         expect(column, samples[column] >= 1, "1 or more pixels")

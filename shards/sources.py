@@ -1,20 +1,21 @@
-"""Where images and labels come from: class folders, and the bundled digits. A CSV is in ``csv_source``."""
+"""Where images and labels come from: the contract of all sources, and class folders."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from shards.boxes import Instances
 from shards.codec import SUFFIXES, is_dicom
 from shards.errors import InputError, listed, nearest
 from shards.files import open_regular, read_regular
+from shards.masks import MaskFile, MaskValues
 
-Task = Literal["multiclass", "multilabel"]
+Task = Literal["multiclass", "multilabel", "segmentation", "detection"]
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     "train": "train",
@@ -26,6 +27,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+ANNOTATIONS = {"segmentation": "mask.png", "detection": "boxes.json"}  # task → suffix in a tar
 SEPARATOR = "|"  # between the labels of a sample in samples.csv
 
 
@@ -36,11 +38,13 @@ class Sample:
     Attributes:
         path: unique name with forward slashes, the same on every machine: the path below the root.
         location: the file, or None where ``data`` holds the bytes.
-        labels: names of its classes; none for a multi-label sample in which nothing was found.
+        labels: names of its classes; none for a multi-label sample in which nothing was found. With an
+            annotation the writer fills them in: what occurs in it.
         labelled: whether anything is known about its classes.
         split: train, val or test, or "" where the source does not say.
         group: what must not be in two splits (a patient), or "" for the image itself.
         data: the file's bytes, for images that are no file.
+        annotation: its mask (segmentation) or objects (detection), where it is labelled.
     """
 
     path: str
@@ -50,6 +54,7 @@ class Sample:
     split: str = ""
     group: str = ""
     data: bytes | None = None
+    annotation: MaskFile | Instances | None = None
 
     def read(self) -> bytes:
         """The bytes of the image file. Raises OSError."""
@@ -64,11 +69,12 @@ class Listing:
     """All samples of a source, sorted by path.
 
     Attributes:
-        task: multiclass (one label a sample) or multilabel.
-        classes: names of the classes in order.
+        task: multiclass (one label a sample), multilabel, segmentation or detection.
+        classes: names of the classes in order; none yet where ``mask_values`` decides.
         samples: every sample, labelled or not.
         ignored: how many files were passed over, by suffix.
         notes: what the user should know, one line each.
+        mask_values: for segmentation, which value is which class.
     """
 
     task: Task
@@ -76,6 +82,7 @@ class Listing:
     samples: list[Sample]
     ignored: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    mask_values: MaskValues | None = None
 
 
 class Source(Protocol):
@@ -137,7 +144,7 @@ class FolderSource:
                 )
             for folder in _folders(top, excluded):
                 label = text(folder.name)
-                images = [path for path in walk(folder, ignored) if not _below(path, excluded)]
+                images = [path for path in walk(folder, ignored) if not below(path, excluded)]
                 if not images:
                     raise InputError(f"class folder {folder} holds no image (expected {_suffixes()})")
                 _check_label(label, self.classes, text(images[0].relative_to(root).as_posix()))
@@ -153,30 +160,6 @@ class FolderSource:
         check_classes(classes)
         samples.sort(key=lambda sample: sample.path)
         return Listing("multiclass", classes, samples, dict(sorted(ignored.items())), notes)
-
-
-@dataclass(frozen=True)
-class DigitsSource:
-    """The 1,797 grey 8 x 8 images of written digits that come with scikit-learn, labelled 0 to 9."""
-
-    @property
-    def base(self) -> Path | None:
-        return None
-
-    def listing(self, *, exclude: Sequence[Path] = ()) -> Listing:
-        """All digits; they have no splits and no groups (their writers are not recorded)."""
-        import numpy as np
-        from PIL import Image
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        samples = []
-        for number, (pixels, target) in enumerate(zip(digits.images, digits.target)):
-            out = io.BytesIO()
-            Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8)).save(out, "PNG")
-            samples.append(Sample(f"{target}/{number:04d}.png", None, (str(target),), data=out.getvalue()))
-        samples.sort(key=lambda sample: sample.path)
-        return Listing("multiclass", [str(digit) for digit in range(10)], samples)
 
 
 def unlabelled_samples(folders: Sequence[Path]) -> list[Sample]:
@@ -224,6 +207,35 @@ def check_classes(classes: Sequence[str]) -> None:
             raise InputError(f"class name '{name}' is empty or holds '{SEPARATOR}'")
 
 
+def object_classes(
+    samples: Sequence[Sample], given: Sequence[str] | None, order: Sequence[str] = ()
+) -> list[str]:
+    """Classes of a detection set: those given, else those that occur, in ``order`` and then sorted.
+
+    Raises:
+        InputError: a class that is not among the given ones, one without any object, a name that cannot be.
+    """
+    where: dict[str, str] = {}
+    for sample in samples:
+        if isinstance(sample.annotation, Instances):
+            for one in sample.annotation.found:
+                where.setdefault(one.label, sample.annotation.where)
+    if not where:
+        raise InputError("no annotation holds any object")
+    classes = list(given) if given is not None else [name for name in order if name in where]
+    classes += [] if given is not None else sorted(set(where) - set(order))
+    check_classes(classes)
+    for name in sorted(set(where) - set(classes)):
+        raise InputError(
+            f"class '{name}' of {where[name]} is not in the list of classes{nearest(name, classes)}"
+            f" (expected {listed(classes)})"
+        )
+    for name in classes:
+        if name not in where:
+            raise InputError(f"class '{name}' has no object")
+    return classes
+
+
 def is_image(path: Path) -> bool:
     """Whether the name (or, for a file without a suffix, its DICOM mark) says that this is an image."""
     if path.name.startswith("."):
@@ -237,17 +249,18 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def walk(folder: Path, ignored: Counter[str]) -> list[Path]:
-    """All images below a folder, sorted; links are followed, hidden files passed over.
+def walk(folder: Path, ignored: Counter[str], wanted: Callable[[Path], bool] = is_image) -> list[Path]:
+    """All images (or other files) below a folder, sorted; links are followed, hidden files passed over.
 
     Args:
         folder: where to begin.
         ignored: counts the files passed over, by suffix.
+        wanted: whether a file counts.
     """
-    return sorted(_walk(folder, ignored))
+    return sorted(_walk(folder, ignored, wanted))
 
 
-def _walk(top: Path, ignored: Counter[str]) -> Iterator[Path]:
+def _walk(top: Path, ignored: Counter[str], wanted: Callable[[Path], bool]) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()  # a link may lead to a folder again
     waiting = [top]  # no recursion: folders may be nested deeper than Python's stack
     while waiting:
@@ -265,7 +278,7 @@ def _walk(top: Path, ignored: Counter[str]) -> Iterator[Path]:
             if entry.is_dir():
                 if not entry.name.startswith("."):
                     waiting.append(path)
-            elif is_image(path):
+            elif wanted(path):
                 yield path
             else:
                 ignored[path.suffix.lower() or path.name] += 1
@@ -284,7 +297,8 @@ def _folders(top: Path, excluded: set[Path]) -> list[Path]:
     )
 
 
-def _below(path: Path, excluded: set[Path]) -> bool:
+def below(path: Path, excluded: set[Path]) -> bool:
+    """Whether a path is below one of some resolved folders."""
     return bool(excluded) and any(parent in excluded for parent in path.resolve().parents)
 
 

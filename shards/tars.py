@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards import codec
+from shards.annotate import Stored
 from shards.errors import InputError
 from shards.files import open_regular
 from shards.sources import Sample
@@ -27,20 +28,27 @@ class Member:
     format: str  # suffix of the image in the tar
     original: bool  # the file's bytes are stored as they are
     sha256: str  # of the file when it was inspected
+    annotation: Stored | None = None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A written tar; ``places`` has the offset and length of each sample's image, in bytes."""
+    """A written tar.
+
+    Attributes:
+        places: offset and length of each sample's image, in bytes.
+        annotations: of its annotation; 0 and 0 where it has none.
+    """
 
     name: str
     sha256: str
     bytes: int
     places: list[tuple[int, int]]
+    annotations: list[tuple[int, int]]
 
 
 def write_shard(path: Path, members: Sequence[Member], *, resize: int | None) -> Shard:
-    """Write one tar of KEY.jpg (or png, webp) and KEY.json for each sample, in the order given.
+    """Write one tar of KEY.jpg (or png, webp), an annotation and KEY.json a sample, in the order given.
 
     Raises:
         InputError: a file that is not what it was when it was inspected.
@@ -48,7 +56,7 @@ def write_shard(path: Path, members: Sequence[Member], *, resize: int | None) ->
     """
     digest = hashlib.sha256()
     position = 0
-    places = []
+    places, annotations = [], []
     with open(path, "wb") as file:
 
         def put(data: bytes) -> None:
@@ -57,17 +65,24 @@ def write_shard(path: Path, members: Sequence[Member], *, resize: int | None) ->
             digest.update(data)
             position += len(data)
 
+        def put_file(name: str, data: bytes) -> tuple[int, int]:
+            put(_header(name, len(data)))
+            place = position, len(data)
+            put(data)
+            put(bytes(-len(data) % BLOCK))
+            return place
+
         for member in members:
-            for suffix, data in ((member.format, _payload(member, resize)), ("json", _description(member))):
-                put(_header(f"{member.key}.{suffix}", len(data)))
-                if suffix != "json":
-                    places.append((position, len(data)))
-                put(data)
-                put(bytes(-len(data) % BLOCK))
+            places.append(put_file(f"{member.key}.{member.format}", _payload(member, resize)))
+            annotations.append((0, 0))
+            if member.annotation is not None:
+                name = f"{member.key}.{member.annotation.suffix}"
+                annotations[-1] = put_file(name, member.annotation.encode())
+            put_file(f"{member.key}.json", _description(member))
         put(bytes(2 * BLOCK))
         file.flush()
         os.fsync(file.fileno())
-    return Shard(path.name, digest.hexdigest(), position, places)
+    return Shard(path.name, digest.hexdigest(), position, places, annotations)
 
 
 def read_header(block: bytes, where: str) -> tuple[str, int]:

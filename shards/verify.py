@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from shards.errors import InputError, printable
 from shards.files import open_regular
-from shards.index import INDEX, SAMPLES, read_meta, read_samples
+from shards.index import ANNOTATION_COLUMNS, INDEX, SAMPLES, read_meta, read_samples
+from shards.sources import ANNOTATIONS
 from shards.tars import members
 
 if TYPE_CHECKING:
@@ -46,11 +47,12 @@ def verify(folder: str | Path) -> list[str]:
             return [*problems, str(error)]
         for shard in meta["shards"]:
             if shard["name"] in sound:
-                problems += _check_places(folder / shard["name"], table[table["shard"] == shard["name"]])
+                part = table[table["shard"] == shard["name"]]
+                problems += _check_places(folder / shard["name"], part, ANNOTATIONS.get(meta["task"]))
     return problems
 
 
-def _check_places(path: Path, table: pd.DataFrame) -> list[str]:
+def _check_places(path: Path, table: pd.DataFrame, annotation: str | None) -> list[str]:
     try:
         found = list(members(path))
     except (InputError, OSError) as error:
@@ -66,6 +68,11 @@ def _check_places(path: Path, table: pd.DataFrame) -> list[str]:
         image, labels = places.pop(f"{key}.{format}", None), places.pop(f"{key}.json", None)
         if image != (offset, length) or labels is None:
             problems.append(f"{path.name} does not hold sample {key} where {SAMPLES} says")
+    if annotation is not None:
+        known = table[table["labelled"]]
+        for key, *place in zip(known["key"], *(known[column] for column in ANNOTATION_COLUMNS)):
+            if places.pop(f"{key}.{annotation}", None) != tuple(place):
+                problems.append(f"{path.name} does not hold {key}.{annotation} where {SAMPLES} says")
     if places:
         problems.append(f"{path.name} holds {len(places)} files that {SAMPLES} does not know")
     return problems

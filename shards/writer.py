@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from shards import gather, parallel, report
+from shards.annotate import Entry, settle
 from shards.assemble import assemble
-from shards.gather import Entry, Progress
-from shards.index import COLUMNS, FORMAT_VERSION, INDEX, REJECTED, REPORT, SAMPLES, Index, dump_json
+from shards.gather import Progress
+from shards.index import FORMAT_VERSION, INDEX, REJECTED, REPORT, SAMPLES, Index, columns_of, dump_json
 from shards.options import ShardOptions
 from shards.publish import partial_folder, publish
-from shards.sources import SEPARATOR, SPLITS, Sample, Source
+from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Sample, Source, Task
 from shards.tars import Member, Shard, write_shard
 
 
@@ -34,7 +35,7 @@ def write(
     replaced, other files in the folder stay.
 
     Args:
-        source: what to read: FolderSource, CsvSource or DigitsSource.
+        source: what to read: FolderSource, CsvSource, MaskSource, CocoSource, VocSource or DigitsSource.
         folder: where to write.
         options: how; the defaults where None.
         progress: called now and then with what is done, the total, and a word.
@@ -51,16 +52,19 @@ def write(
     listing, samples = gather.all_samples(source, options)
     with partial_folder(folder) as partial, parallel.Pool(options.processes, len(samples)) as pool:
         readable, rejected = gather.inspect(samples, options, pool, progress)
-        gather.check_readable(listing, readable, rejected, len(samples), options)
+        gather.check_readable(readable, rejected, len(samples), options)
+        listing, readable = settle(listing, readable)
+        gather.check_present(listing.classes, readable)
         assembled = assemble(listing.classes, readable, options)
         entries = assembled.entries
         written = _write_shards(entries, partial, options, pool, progress)
-        _write_tables(partial, entries, written, rejected)
+        _write_tables(partial, listing.task, entries, written, rejected)
         facts = report.Facts(
             listing=listing,
             samples=[entry.sample for entry in entries],
             seen=[entry.seen for entry in entries],
             rejected=rejected,
+            measured=[entry.measured for entry in entries],
             splits_made=assembled.splits_made,
             duplicates=assembled.found,
         )
@@ -78,7 +82,10 @@ def _write_shards(
     jobs = []
     for split in SPLITS:
         members = [
-            Member(entry.key, entry.sample, entry.seen.format, entry.seen.original, entry.seen.sha256)
+            Member(
+                *(entry.key, entry.sample, entry.seen.format, entry.seen.original, entry.seen.sha256),
+                annotation=entry.stored,
+            )
             for entry in entries
             if entry.sample.split == split
         ]
@@ -100,19 +107,20 @@ def _write_job(path: Path, members: list[Member], resize: int | None) -> Shard:
 
 
 def _write_tables(
-    partial: Path, entries: list[Entry], written: list[Shard], rejected: list[tuple[str, str]]
+    partial: Path, task: Task, entries: list[Entry], written: list[Shard], rejected: list[tuple[str, str]]
 ) -> None:
     places = [(shard.name, *place) for shard in written for place in shard.places]
+    annotations = [place if task in ANNOTATIONS else () for shard in written for place in shard.annotations]
     with open(partial / SAMPLES, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(COLUMNS)
-        for entry, (name, offset, length) in zip(entries, places):
+        rows.writerow(columns_of(task))
+        for entry, (name, offset, length), annotation in zip(entries, places, annotations):
             sample, seen = entry.sample, entry.seen
             labels, labelled = SEPARATOR.join(sample.labels), int(sample.labelled)
             rows.writerow(
                 [
                     *(entry.key, name, offset, length, seen.format, labels, labelled, sample.split),
-                    *(sample.group, seen.width, seen.height, seen.pixel_hash, sample.path),
+                    *(sample.group, seen.width, seen.height, seen.pixel_hash, sample.path, *annotation),
                 ]
             )
     with open(partial / REJECTED, "w", newline="", encoding="utf-8") as file:
@@ -137,6 +145,8 @@ def _meta(
         for shard in written
     ]
     tables = (SAMPLES, REJECTED, REPORT)
+    known = [one for one in facts.measured if one]
+    outlined = all(one.outlined == sum(one.counts.values()) for one in known)
     decided = asdict(options)
     del decided["processes"]  # changes nothing
     del decided["unlabelled"]  # paths of this machine; the images count in the fingerprint
@@ -144,6 +154,7 @@ def _meta(
         "format_version": FORMAT_VERSION,
         "task": facts.listing.task,
         "classes": facts.listing.classes,
+        **({"outlined": outlined} if facts.listing.task == "detection" else {}),
         "samples": len(facts.samples),
         "counts": report.counts(facts.listing.classes, facts.samples),
         "grey16_max": 2 ** max(8, peak.bit_length()) - 1,
@@ -159,10 +170,15 @@ def _meta(
 
 
 def _source_fingerprint(samples: list[Sample], facts: report.Facts) -> str:
-    """SHA-256 over every sample's path, labels, split and group, and the content of the files in use."""
-    content = {sample.path: one.sha256 for sample, one in zip(facts.samples, facts.seen)}
+    """SHA-256 over every sample's path, labels, split and group, and the content of the files in use.
+
+    With annotations: labels as the source lists them (none), and the content of the annotations.
+    """
+    content = {sample.path: [one.sha256] for sample, one in zip(facts.samples, facts.seen)}
+    for sample, measured in zip(facts.samples, facts.measured):
+        content[sample.path] += [measured.content] if measured else []
     digest = hashlib.sha256()
     for sample in samples:
         line = [sample.path, sample.labels, sample.labelled, sample.split, sample.group]
-        digest.update(json.dumps([*line, content.get(sample.path)]).encode())
+        digest.update(json.dumps([*line, *content.get(sample.path, [None])]).encode())
     return digest.hexdigest()

@@ -2,12 +2,14 @@
 
 Coordinates are normalised: -1 is the image's left (top) edge and 1 its right (bottom) edge. A map is a 3x3
 homography that takes a point of the *output* to the point of the *input* it shows, so "first A, then B" is
-the product A @ B. Maps are (B, 3, 3) float64 numpy arrays; only :func:`warp` touches pixels.
+the product A @ B. Maps are (B, 3, 3) float64 numpy arrays; only :func:`warp` and :func:`warp_nearest` touch
+pixels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -84,22 +86,49 @@ def warp(
     Returns:
         (B, C, size, size).
     """
-    device = images.device
+    total: torch.Tensor | None = None
+    for grid in _grids(maps, _offsets(scale, size=size, taps=taps), size=size, device=images.device):
+        sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+        total = sampled if total is None else total + sampled
+    assert total is not None
+    return total / taps**2
+
+
+def warp_nearest(numbers: torch.Tensor, maps: np.ndarray, *, size: int, outside: int) -> torch.Tensor:
+    """Take what lies nearest to each output pixel's centre, for numbers that must not be mixed.
+
+    Args:
+        numbers: (B, H, W) uint8, such as masks.
+        maps: (B, 3, 3), output to input.
+        size: of the output, in pixels.
+        outside: the number of what lies outside the image.
+
+    Returns:
+        (B, size, size) uint8.
+    """
+    (grid,) = _grids(
+        maps, _offsets(np.ones((len(maps), 2)), size=size, taps=1), size=size, device=numbers.device
+    )
+    shifted = numbers[:, None].float() - outside  # what lies outside is sampled as 0
+    sampled = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return (sampled[:, 0] + outside).to(torch.uint8)
+
+
+def _grids(
+    maps: np.ndarray, offsets: list[tuple[np.ndarray, np.ndarray]], *, size: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """For each pair of offsets, (B, size, size, 2): where the output pixels' centres, so moved, lie in the
+    input."""
     m = torch.from_numpy(maps.astype(np.float32)).to(device, non_blocking=True)
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = m.reshape(-1, 9, 1, 1).unbind(1)
     centres = (2 * torch.arange(size, device=device, dtype=torch.float32) + 1) / size - 1
-    total: torch.Tensor | None = None
-    for offset_x, offset_y in _offsets(scale, size=size, taps=taps):
+    for offset_x, offset_y in offsets:
         x = (centres + _column(offset_x, device)).unsqueeze(1)
         y = (centres + _column(offset_y, device)).unsqueeze(2)
         depth = m20 * x + m21 * y + m22
         grid_x = (m00 * x + m01 * y + m02) / depth
         grid_y = (m10 * x + m11 * y + m12) / depth
-        grid = torch.stack((grid_x, grid_y), dim=-1)
-        sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-        total = sampled if total is None else total + sampled
-    assert total is not None
-    return total / taps**2
+        yield torch.stack((grid_x, grid_y), dim=-1)
 
 
 def _offsets(scale: np.ndarray, *, size: int, taps: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from shards import IGNORE
+
 if TYPE_CHECKING:
     from shards import Index
 
@@ -52,6 +54,41 @@ def square(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def square_mask(mask: np.ndarray, size: int, fit: Fit) -> np.ndarray:
+    """Resize a mask as :func:`square` resizes its image, by nearest neighbours; ``pad`` adds IGNORE.
+
+    Args:
+        mask: (H, W) uint8 class numbers.
+
+    Returns:
+        (size, size) uint8.
+    """
+    image = Image.fromarray(mask)
+    if fit == "squash":
+        image = image.resize((size, size), Image.Resampling.NEAREST)
+    elif fit == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)
+    else:
+        image = ImageOps.pad(image, (size, size), Image.Resampling.NEAREST, color=IGNORE)
+    return np.asarray(image)
+
+
+def extent(width: int, height: int, size: int, fit: Fit) -> tuple[float, float, float, float]:
+    """Where the whole of an image lies in its square: left, top, right, bottom as shares of the side.
+
+    The square is from 0 to 1. What ``crop`` cuts off lies outside, what ``pad`` adds beyond the image.
+    """
+    if fit == "squash":
+        return 0.0, 0.0, 1.0, 1.0
+    if fit == "crop":
+        wide, high = width / min(width, height), height / min(width, height)
+        return (1 - wide) / 2, (1 - high) / 2, (1 + wide) / 2, (1 + high) / 2
+    longest = max(width, height)
+    wide, high = (max(1, round(side / longest * size)) for side in (width, height))  # whole pixels: Pillow's
+    left, top = round((size - wide) / 2), round((size - high) / 2)
+    return left / size, top / size, (left + wide) / size, (top + high) / size
+
+
 class ImageSet:
     """Some rows of a shard folder, as a sequence of images.
 
@@ -63,6 +100,7 @@ class ImageSet:
         cache: ``gpu`` (memory, where there is no GPU), ``ram``, ``none``; ``auto``: the first that fits.
         device: where batches are wanted.
         workers: threads that decode; 0: as many as torch computes with.
+        masks: add each image's mask as a fourth channel.
         ranks_on_node: processes that share the node's memory, each with its own cache.
     """
 
@@ -76,12 +114,14 @@ class ImageSet:
         cache: Literal["auto", "gpu", "ram", "none"] = "auto",
         device: torch.device | str = "cpu",
         workers: int = 0,
+        masks: bool = False,
         ranks_on_node: int = 1,
     ) -> None:
         self.index = index
         self.rows = np.asarray(rows, dtype=np.int64)
         self.image_size = image_size
         self.fit: Fit = fit
+        self.masks = masks
         self.device = torch.device(device)
         self.cache = self._choose_cache(cache, ranks_on_node)
         self._pool = ThreadPoolExecutor(workers or torch.get_num_threads(), thread_name_prefix="decode")
@@ -94,8 +134,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def channels(self) -> int:
+        return 4 if self.masks else 3
+
     def batch(self, positions: Positions) -> torch.Tensor:
-        """Images by their positions in ``rows``: (B, 3, S, S) uint8 on the device."""
+        """(B, 3, S, S) uint8 on the device, by positions in ``rows``; with masks (B, 4, S, S)."""
         where = torch.as_tensor(positions, dtype=torch.int64)
         if self._cached is None:
             return self._to_device(self._decode(where))
@@ -112,7 +156,7 @@ class ImageSet:
     def decoded(self, batches: Iterable[Sequence[Loader]]) -> Iterator[torch.Tensor]:
         """Batches of images from anywhere, the coming ones decoded by threads while the present one is used.
 
-        Only for a set without a cache.
+        Only for a set without a cache. Loaders give images in mode RGB, with masks in RGBA.
         """
         pending: deque[Job] = deque()
         for loaders in batches:
@@ -123,19 +167,34 @@ class ImageSet:
             yield self._to_device(_finished(pending.popleft()))
 
     def _loaders(self, positions: Positions) -> list[Loader]:
-        return [partial(self.index.decode, int(row)) for row in self.rows[np.asarray(positions)]]
+        load = self._decode_with_mask if self.masks else self.index.decode
+        return [partial(load, int(row)) for row in self.rows[np.asarray(positions)]]
+
+    def _decode_with_mask(self, row: int) -> Image.Image:
+        """An image whose alpha channel is its mask."""
+        return Image.merge("RGBA", (*self.index.decode(row).split(), Image.fromarray(self.index.mask(row))))
+
+    def _square(self, image: Image.Image) -> np.ndarray:
+        """(3, S, S), with masks (4, S, S)."""
+        if not self.masks:
+            return square(image, self.image_size, self.fit)
+        *colours, mask = image.split()
+        pixels = square(Image.merge("RGB", colours), self.image_size, self.fit)
+        return np.concatenate([pixels, square_mask(np.asarray(mask), self.image_size, self.fit)[None]])
 
     def _decode(self, positions: Positions) -> torch.Tensor:
         return _finished(self._submit(self._loaders(positions)))
 
     def _submit(self, loaders: Sequence[Loader]) -> Job:
-        """Have the threads fill a (B, 3, S, S) tensor."""
-        images = torch.empty((len(loaders), 3, self.image_size, self.image_size), dtype=torch.uint8)
+        """Have the threads fill a (B, 3, S, S) tensor, with masks (B, 4, S, S)."""
+        images = torch.empty(
+            (len(loaders), self.channels, self.image_size, self.image_size), dtype=torch.uint8
+        )
         view = images.numpy()
 
         def fill(begin: int, end: int) -> None:
             for place in range(begin, end):
-                view[place] = square(loaders[place](), self.image_size, self.fit)
+                view[place] = self._square(loaders[place]())
 
         starts = range(0, len(loaders), CHUNK)
         return images, [self._pool.submit(fill, i, min(i + CHUNK, len(loaders))) for i in starts]
@@ -146,7 +205,7 @@ class ImageSet:
         return images.pin_memory().to(self.device, non_blocking=True)
 
     def _choose_cache(self, cache: str, ranks_on_node: int) -> str:
-        wanted = len(self.rows) * 3 * self.image_size**2
+        wanted = len(self.rows) * self.channels * self.image_size**2
         on_gpu = self.device.type == "cuda"
         if cache == "gpu":
             return "gpu" if on_gpu else "ram"

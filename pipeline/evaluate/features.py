@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from pipeline.data.images import RAM_SHARE, available_memory
 from pipeline.evaluate.images import plain_batches
 from pipeline.evaluate.problem import Problem, Split
+from pipeline.nets.backbone import Net
 from pipeline.nets.export import load_exported
+from pipeline.nets.pyramid import last_map
 
 BATCH_SIZE = 128
 KEPT = 8  # feature tables kept in memory
+KEPT_MAPS = 3  # sets of feature maps: train, validation and test
 _recent: OrderedDict[tuple, Tensor] = OrderedDict()
+_recent_maps: OrderedDict[tuple, list[Tensor]] = OrderedDict()
 
 
 def features_of(problem: Problem, split: Split) -> Tensor:
@@ -48,13 +54,43 @@ def features_key(problem: Problem, split: Split) -> tuple:
     )
 
 
-@torch.no_grad()
+def maps_of(problem: Problem, split: Split) -> Iterator[Tensor]:
+    """The last feature maps of the split's images, float32 (B, C, h, w) on the CPU, batch by batch.
+
+    They are remembered as tables of features are, where they fit in memory.
+    """
+    key = features_key(problem, split)
+    if key in _recent_maps:
+        _recent_maps.move_to_end(key)
+        yield from _recent_maps[key]
+        return
+    while len(_recent_maps) >= KEPT_MAPS:
+        _recent_maps.popitem(last=False)
+    room = RAM_SHARE / KEPT_MAPS * available_memory()
+    kept: list[Tensor] = []
+    for maps in _forward(problem, split, last_map):
+        room -= maps.nbytes
+        if room >= 0:
+            kept.append(maps)
+        else:
+            kept.clear()
+        yield maps
+    if room >= 0:
+        _recent_maps[key] = kept
+
+
 def _extract(problem: Problem, split: Split) -> Tensor:
+    return torch.cat(list(_forward(problem, split, Net.features)))
+
+
+@torch.no_grad()
+def _forward(problem: Problem, split: Split, read: Callable[[Net, Tensor], Tensor]) -> Iterator[Tensor]:
+    """What a frozen backbone gives for the split's images, float32 on the CPU, batch by batch."""
     net = load_exported(problem.backbone, num_classes=0, image_size=problem.settings.image_size)
     net = net.to(problem.device).to(memory_format=torch.channels_last).eval()
-    rows = []
-    with problem.autocast():
-        for images in plain_batches(problem, split, image_size=net.image_size, batch_size=BATCH_SIZE):
-            rows.append(net.features(images).float().cpu())
-            problem.tick(len(rows) * BATCH_SIZE, len(split), "features")
-    return torch.cat(rows)
+    batches = plain_batches(problem, split, image_size=net.image_size, batch_size=BATCH_SIZE)
+    for number, images in enumerate(batches, 1):
+        with problem.autocast():
+            found = read(net, images)
+        yield found.float().cpu()
+        problem.tick(number * BATCH_SIZE, len(split), "features")

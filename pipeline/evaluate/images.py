@@ -15,11 +15,13 @@ KEPT = 4  # image sets kept in memory: train, validation and test of one data se
 _recent: dict[tuple, ImageSet] = {}
 
 
-def images_of(problem: Problem, split: Split, *, image_size: int) -> tuple[ImageSet, np.ndarray]:
-    """An image set that holds the split's images, and where in it they are.
+def images_of(
+    problem: Problem, split: Split, *, image_size: int, masks: bool = False
+) -> tuple[ImageSet, np.ndarray]:
+    """An image set that holds the split's images, with their masks if asked for, and where in it they are.
 
     A set made before in this process is used again if it holds all of them, since decoding an image gives the
-    same pixels in whatever company.
+    same pixels in whatever company. It may have masks though none were asked for.
 
     Returns:
         The set, and int64 (N,) positions into it.
@@ -34,7 +36,7 @@ def images_of(problem: Problem, split: Split, *, image_size: int) -> tuple[Image
         str(problem.device),
     )
     for key, images in list(_recent.items()):
-        if key[:-1] == kind and np.isin(split.rows, images.rows).all():
+        if key[:-1] == kind and images.masks >= masks and np.isin(split.rows, images.rows).all():
             _recent[key] = _recent.pop(key)  # most recently used last
             return images, _positions(images.rows, split.rows)
     images = ImageSet(
@@ -45,6 +47,7 @@ def images_of(problem: Problem, split: Split, *, image_size: int) -> tuple[Image
         cache=settings.cache,
         device=problem.device,
         workers=settings.workers,
+        masks=masks,
     )
     for key in [k for k, old in _recent.items() if k[:-1] == kind and np.isin(old.rows, split.rows).all()]:
         del _recent[key]
@@ -64,4 +67,4 @@ def plain_batches(problem: Problem, split: Split, *, image_size: int, batch_size
     images, positions = images_of(problem, split, image_size=image_size)
     orders = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     for batch in images.batches(orders):
-        yield batch.float().div_(255).contiguous(memory_format=torch.channels_last)
+        yield batch[:, :3].float().div_(255).contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pipeline.evaluate.features import features_key, features_of
 from pipeline.evaluate.losses import class_weights, make_loss
-from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
+from pipeline.evaluate.problem import Prediction, Problem, Split, Tick, reproducible
 from pipeline.evaluate.select import classified, validation_score
 
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
@@ -98,6 +99,12 @@ class Standardise:
     def __call__(self, features: Tensor) -> Tensor:
         return ((features.double() - self.mean) / self.std) @ self.basis
 
+    def unscaled(self, solution: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (D, K) and intercepts (K,) that do to features as they are what ``solution`` does to scaled
+        ones."""
+        weight = (self.basis @ solution[:-1]) / self.std[:, None]
+        return weight, solution[-1] - self.mean @ weight
+
 
 def run(problem: Problem) -> Prediction:
     """The ``linear`` protocol: validation picks the weight decay."""
@@ -152,27 +159,52 @@ def _fit(problem: Problem) -> Fit:
     standardise = Standardise(raw)
     train, targets = standardise(raw), problem.train.targets.to(device)
     weights = class_weights(targets, problem.num_classes) if settings.class_weights == "balanced" else None
-    best: Fit | None = None
+    val = standardise(features_of(problem, problem.val).to(device))
+    solution, decay, log = pick_weight_decay(
+        train,
+        targets,
+        num_classes=problem.num_classes,
+        weights=weights,
+        score=lambda found: validation_score(problem, problem.probabilities(predict_logits(val, found))),
+        tick=problem.tick,
+    )
+    return Fit(standardise, solution, decay, log)
+
+
+def pick_weight_decay(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    num_classes: int,
+    weights: Tensor | None,
+    score: Callable[[Tensor], tuple[dict[str, float], float]],
+    tick: Tick,
+) -> tuple[Tensor, float, list[dict[str, Any]]]:
+    """Solve for one weight decay after another, and take the one that validation likes best.
+
+    Args:
+        features, targets, num_classes, weights: of :func:`fit_logistic`.
+        score: the validation metrics of a solution, and the one that picks.
+        tick: reports progress, as a problem's does.
+
+    Returns:
+        The solution (D + 1, K), its weight decay, and the log of all that were tried.
+    """
+    best: tuple[Tensor, float] | None = None
     best_score = float("-inf")
     solution: Tensor | None = None
     worse = 0
     log: list[dict[str, Any]] = []
     for tried, decay in enumerate(WEIGHT_DECAYS):
         solution = fit_logistic(
-            train,
-            targets,
-            num_classes=problem.num_classes,
-            weight_decay=decay,
-            weights=weights,
-            start=solution,
+            features, targets, num_classes=num_classes, weight_decay=decay, weights=weights, start=solution
         )
-        fit = Fit(standardise, solution, decay, log)
-        metrics, score = validation_score(problem, fit.probabilities(problem, problem.val))
+        metrics, found = score(solution)
         log.append({"weight_decay": decay, "val": metrics})
-        if score > best_score:
-            best, best_score, worse = fit, score, 0
+        if found > best_score:
+            best, best_score, worse = (solution, decay), found, 0
         elif (worse := worse + 1) == PATIENCE:
             break
-        problem.tick(tried + 1, len(WEIGHT_DECAYS), "weight decay")
-    assert best is not None  # a score is a number: validation_score sees to it
-    return best
+        tick(tried + 1, len(WEIGHT_DECAYS), "weight decay")
+    assert best is not None  # a score is a number: validation sees to it
+    return *best, log

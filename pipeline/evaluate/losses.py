@@ -26,16 +26,30 @@ def class_weights(targets: Tensor, num_classes: int) -> Tensor:
     if targets.ndim == 2:
         ones = targets.sum(dim=0)
         counts = torch.stack([len(targets) - ones, ones])
-        kinds = (counts > 0).sum(dim=0)  # 1 where a label is always 0 or always 1
-    else:
-        counts = torch.bincount(targets, minlength=num_classes).to(torch.float32)
-        kinds = (counts > 0).sum()
-    weights = len(targets) / (kinds * counts.clamp(min=1))
+        return balancing(counts)
+    return balancing(torch.bincount(targets, minlength=num_classes))
+
+
+def balancing(counts: Tensor) -> Tensor:
+    """Weights under which every answer that occurs has the same total weight, and the mean weight is 1.
+
+    Args:
+        counts: (K,) how often each answer occurs, or (2, K) where each of K questions has two.
+
+    Returns:
+        float32, of the same shape: total / (different answers · count), 1 for what never occurs.
+    """
+    kinds = (counts > 0).sum(dim=0)  # 1 where a label is always 0 or always 1
+    weights = counts.sum(dim=0) / (kinds * counts.clamp(min=1))
     return torch.where(counts > 0, weights, torch.ones_like(weights)).to(torch.float32)
 
 
 def make_loss(
-    name: Literal["cross_entropy", "focal"], *, weights: Tensor | None = None, gamma: float = 2.0
+    name: Literal["cross_entropy", "focal"],
+    *,
+    weights: Tensor | None = None,
+    gamma: float = 2.0,
+    ignore: int | None = None,
 ) -> Loss:
     """Build ``loss(logits (B, K), targets (B,) int64 or (B, K) float) → scalar``.
 
@@ -48,6 +62,7 @@ def make_loss(
         name: which one.
         weights: of :func:`class_weights`; None: all 1.
         gamma: γ of the focal loss.
+        ignore: class number of samples that do not count; the mean is over the others, 0 where there is none.
     """
     power = gamma if name == "focal" else 0.0
 
@@ -58,10 +73,12 @@ def make_loss(
             entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
             weight = None if weights is None else torch.where(targets > 0.5, weights[1], weights[0])
         else:
-            entropy = F.cross_entropy(logits, targets, reduction="none")
-            weight = None if weights is None else weights[targets]
+            skipped = -1 if ignore is None else ignore
+            entropy = F.cross_entropy(logits, targets, reduction="none", ignore_index=skipped)
+            weight = None if weights is None else weights[targets.clamp(max=len(weights) - 1)]
         if power:
             entropy = (-torch.expm1(-entropy)).clamp(min=1e-12) ** power * entropy
-        return (entropy if weight is None else weight * entropy).mean()
+        lost = entropy if weight is None else weight * entropy
+        return lost.mean() if ignore is None else lost.sum() / (targets != ignore).sum().clamp(min=1)
 
     return loss

@@ -25,6 +25,10 @@ PROTOCOLS = {
     "finetune": ProtocolInfo("pipeline.evaluate.finetune:run", "classification"),
     "linear": ProtocolInfo("pipeline.evaluate.linear:run", "classification"),
     "knn": ProtocolInfo("pipeline.evaluate.knn:run", "classification"),
+    "seg_linear": ProtocolInfo("pipeline.evaluate.seg_linear:run", "segmentation"),
+    "seg_fpn": ProtocolInfo("pipeline.evaluate.seg_fpn:run", "segmentation"),
+    "detect": ProtocolInfo("pipeline.evaluate.detection:run", "detection"),
+    "detect_masks": ProtocolInfo("pipeline.evaluate.detection:run_masks", "detection"),
 }
 PROTOCOL_NAMES = tuple(PROTOCOLS)
 

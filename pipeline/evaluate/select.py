@@ -22,12 +22,27 @@ def validation_score(problem: Problem, probabilities: np.ndarray) -> tuple[dict[
     Raises:
         UserError: there is no such metric, or it does not exist on this validation split.
     """
-    name = check_metric(problem.settings.select_by, task=problem.index.task, key="select_by")
     metrics = evaluate(probabilities, problem.val.targets.numpy())
+    return picked(problem, metrics, lacking="either positives or negatives of every class")
+
+
+def picked(problem: Problem, metrics: dict[str, float], *, lacking: str) -> tuple[dict[str, float], float]:
+    """The metrics of the validation split that exist, and the one that ``select_by`` names.
+
+    Args:
+        metrics: of the validation split; where they are of boxes only, those stand in for the masks'.
+        lacking: what a validation split lacks on which that metric does not exist.
+
+    Raises:
+        UserError: there is no such metric, or it does not exist on this validation split.
+    """
+    name = check_metric(problem.settings.select_by, task=problem.index.task, key="select_by")
+    if name not in metrics:
+        name = name.replace("mask_", "box_")
     if math.isnan(metrics[name]):
         raise UserError(
             f"select_by: {name} does not exist on the {len(problem.val)} validation images, which lack"
-            " either positives or negatives of every class; choose another metric or validation: full"
+            f" {lacking}; choose another metric or validation: full"
         )
     return existing(metrics), metrics[name]
 

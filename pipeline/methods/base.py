@@ -32,11 +32,13 @@ class View:
         recipe: a recipe of ``pipeline.data.augment``, unless the training settings name another.
         size: side in pixels.
         same_as: number of an earlier view whose random draws this one repeats; None: its own.
+        turn: quarter turns, anticlockwise, that the image is given before anything else.
     """
 
     recipe: str
     size: int
     same_as: int | None = None
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,15 @@ class Method(nn.Module):
         """The views that ``forward`` takes, in order."""
         raise NotImplementedError
 
+    def views_needed(self, progress: Progress) -> int:
+        """How many of the views, counted from the first, ``forward`` is given now."""
+        return len(self.views)
+
     def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
         """One (micro-)batch.
 
         Args:
-            views: a tensor (B, 3, size, size) in [0, 1] for each of ``self.views``.
+            views: a tensor (B, 3, size, size) in [0, 1] for each of ``self.views`` that is needed.
             progress: where the training stands.
 
         Returns:

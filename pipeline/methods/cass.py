@@ -2,8 +2,8 @@
 
 Singh et al. 2022, arXiv 2206.04170. As published (``cass``): both nets see the same augmented image, the
 loss is 2 − 2·cos of their classifier logits, both get the gradient, and nothing but the difference of the
-architectures stands against collapse. The options add what is known to prevent it; ``cass_vc`` and
-``cass_nce`` are presets.
+architectures stands against collapse. The options add what is known to prevent it, and what the neighbours
+teach; ``cass_vc``, ``cass_nce`` and ``cass_plus`` are presets.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.methods.base import Method, Progress, View
+from pipeline.methods.base import Method, Progress, View, cosine_momentum, follow, slow_copy
 from pipeline.methods.collective import gather
-from pipeline.methods.losses import cosine_distance, covariance_term, info_nce, variance_term
+from pipeline.methods.dino import check_crop_size, default_local_size
+from pipeline.methods.losses import cosine_distance, info_nce, nt_xent, variance_covariance
+from pipeline.methods.patches import PatchAgreement
 from pipeline.nets.backbone import Net
 from pipeline.nets.heads import mlp
 
 ARCHS = ("cnn", "vit")
+GATHERED = ("variance_covariance", "infonce", "nt_xent")  # regularisers that compare images with each other
 Slot = tuple[str, int]  # an architecture and the number of a view
+Pair = tuple[Slot, Slot]
 
 
 class CrossArchitecture(Method):
@@ -57,83 +61,166 @@ class CrossArchitecture(Method):
                     )
                 if options["regulariser"] == "stop_gradient":
                     self.predictors[arch] = mlp(width, options["predictor_hidden"], width)
+        self.local_size = options["local_size"] or default_local_size(image_size, nets["vit"].patch_size or 8)
+        if options["n_local"]:
+            for net in nets.values():
+                check_crop_size(net, self.local_size, label="local crops")
+        self.patches: PatchAgreement | None = None
+        if options["patch_weight"]:
+            with self.seeded("patches"):
+                self.patches = PatchAgreement(nets["cnn"], nets["vit"], options)
+        if options["teacher"]:
+            self.teachers = slow_copy(self.nets)
+            self.teacher_heads = slow_copy(self.heads)
 
     @property
     def views(self) -> list[View]:
         if self.options["views"] == 1:
             return [View("cass", self.image_size)]
-        return [View("simclr", self.image_size)] * 2
+        whole = [View("simclr", self.image_size)] * 2
+        return whole + [View("dino_local", self.local_size)] * self.options["n_local"]
 
     def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
-        vectors = self._vectors(views)
-        losses = {pair: self._pair_loss(vectors[pair[0]], vectors[pair[1]], pair) for pair in self.pairs}
+        vectors, maps = self._vectors(views)
+        targets = self._targets(views) if self.options["teacher"] else vectors
+        losses = {pair: self._pair_loss(pair, vectors, targets) for pair in self.pairs}
         loss = torch.stack(list(losses.values())).mean()
         logged = {}
         for kind in ("cross", *ARCHS):
             chosen = [v.detach() for pair, v in losses.items() if _kind(pair) == kind]
             if chosen and len(chosen) < len(losses):
                 logged[f"loss_{kind}"] = torch.stack(chosen).mean()
+        if self.patches is not None:
+            agreement = self.patches(maps["cnn"], maps["vit"])
+            loss = loss + self.options["patch_weight"] * agreement
+            logged["loss_patches"] = agreement.detach()
         return {"loss": loss, **logged}
+
+    def after_step(self, progress: Progress) -> None:
+        if self.options["teacher"]:
+            momentum = cosine_momentum(self.options["momentum"], progress)
+            follow(self.teachers, self.nets, momentum)
+            follow(self.teacher_heads, self.heads, momentum)
+
+    def exported(self) -> dict[str, Net]:
+        if not self.options["teacher"]:
+            return super().exported()
+        return {arch: net for arch, net in self.teachers.items() if isinstance(net, Net)}
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         return {arch: self._vector(arch, images).float() for arch in ARCHS}
 
-    def _vector(self, arch: str, images: Tensor) -> Tensor:
+    def _net(self, arch: str) -> Net:
         net = self.nets[arch]
         assert isinstance(net, Net)
-        if self.options["head"] == "logits":
-            return net.logits(images)
-        return self.heads[arch](net.features(images))
+        return net
 
-    def _vectors(self, views: list[Tensor]) -> dict[Slot, Tensor]:
-        """A (B, D) float32 tensor for every net and view that a pair needs; one forward pass a net."""
+    def _vector(self, arch: str, images: Tensor) -> Tensor:
+        if self.options["head"] == "logits":
+            return self._net(arch).logits(images)
+        return self.heads[arch](self._net(arch).features(images))
+
+    def _vectors(self, views: list[Tensor]) -> tuple[dict[Slot, Tensor], dict[str, Tensor]]:
+        """A (B, D) float32 tensor for every net and view that a pair needs; one forward pass a net and size.
+
+        And, where patches are compared, each net's feature map of the whole views, (V · B, C, h, w).
+        """
         needed = sorted({slot for pair in self.pairs for slot in pair})
         vectors: dict[Slot, Tensor] = {}
+        maps: dict[str, Tensor] = {}
         for arch in ARCHS:
             numbers = [view for a, view in needed if a == arch]
-            out = self._vector(arch, torch.cat([views[n] for n in numbers])).float()
-            vectors |= {(arch, n): part for n, part in zip(numbers, out.chunk(len(numbers)))}
-        if self.options["regulariser"] in ("variance_covariance", "infonce"):
+            whole, local = [n for n in numbers if n < 2], [n for n in numbers if n >= 2]
+            images = torch.cat([views[n] for n in whole])
+            if self.patches is None:
+                out = self._vector(arch, images)
+            else:
+                features, maps[arch] = self._net(arch).features_and_map(images)
+                out = self.heads[arch](features)
+            vectors |= {(arch, n): part for n, part in zip(whole, out.float().chunk(len(whole)))}
+            if local:
+                out = self._vector(arch, torch.cat([views[n] for n in local])).float()
+                vectors |= {(arch, n): part for n, part in zip(local, out.chunk(len(local)))}
+        if self.options["regulariser"] in GATHERED:
             vectors = dict(zip(vectors, gather(*vectors.values())))
-        return vectors
+        return vectors, maps
 
-    def _pair_loss(self, a: Tensor, b: Tensor, pair: tuple[Slot, Slot]) -> Tensor:
+    @torch.no_grad()
+    def _targets(self, views: list[Tensor]) -> dict[Slot, Tensor]:
+        """The teachers' vectors of the whole views."""
+        targets: dict[Slot, Tensor] = {}
+        whole = views[: self.options["views"]]
+        for arch, net in self.teachers.items():
+            assert isinstance(net, Net)
+            images = torch.cat(whole)
+            projected = self.options["head"] == "projector"
+            out = self.teacher_heads[arch](net.features(images)) if projected else net.logits(images)
+            targets |= {(arch, n): part for n, part in enumerate(out.float().chunk(len(whole)))}
+        if self.options["regulariser"] in GATHERED:
+            targets = dict(zip(targets, gather(*targets.values())))
+        return targets
+
+    def _pair_loss(self, pair: Pair, vectors: dict[Slot, Tensor], targets: dict[Slot, Tensor]) -> Tensor:
+        """The loss between two vectors; whichever side learns nothing from it is a constant."""
+        a, b = pair
+        learners = self._learners(pair)
+        if self.options["teacher"]:
+            # Local crops have no teacher's vector: they only learn from whole views.
+            terms = [(one, other) for one, other in ((a, b), (b, a)) if one in learners and other in targets]
+            return torch.stack(
+                [self._compare(vectors[one], targets[other], pair) for one, other in terms]
+            ).mean()
+        one, other = (vectors[slot] if slot in learners else vectors[slot].detach() for slot in pair)
+        return self._compare(one, other, pair)
+
+    def _learners(self, pair: Pair) -> tuple[Slot, ...]:
+        learns = self.options["cross_gradient"]
+        if learns == "both" or _kind(pair) != "cross":
+            return pair
+        return tuple(slot for slot in pair if slot[0] == learns)
+
+    def _compare(self, a: Tensor, b: Tensor, pair: Pair) -> Tensor:
         options = self.options
         match options["regulariser"]:
             case "none":
                 return cosine_distance(a, b)
             case "infonce":
                 return info_nce(a, b, temperature=options["temperature"])
+            case "nt_xent":
+                return nt_xent(a, b, temperature=options["temperature"])
             case "stop_gradient":
                 (arch_a, _), (arch_b, _) = pair
                 forth = cosine_distance(self.predictors[arch_a](a).float(), b.detach())
                 back = cosine_distance(self.predictors[arch_b](b).float(), a.detach())
                 return (forth + back) / 2
             case _:
-                invariance = (a - b).pow(2).mean()
-                variance = (variance_term(a) + variance_term(b)) / 2
-                covariance = covariance_term(a) + covariance_term(b)
-                return (
-                    options["invariance"] * invariance
-                    + options["variance"] * variance
-                    + options["covariance"] * covariance
-                )
+                weights = {name: options[name] for name in ("invariance", "variance", "covariance")}
+                return variance_covariance(a, b, **weights)
 
 
-def _pairs(options: dict[str, Any]) -> list[tuple[Slot, Slot]]:
+def _pairs(options: dict[str, Any]) -> list[Pair]:
     """Which vectors are compared; the loss is the mean over them."""
     if options["views"] == 1:
         return [(("cnn", 0), ("vit", 0))]
-    pairs: list[tuple[Slot, Slot]] = [(("cnn", 0), ("vit", 1))]
-    if options["symmetric"]:
+    across, alone = "cross" in options["pairs"], "self" in options["pairs"]
+    pairs: list[Pair] = []
+    if across:
+        pairs.append((("cnn", 0), ("vit", 1)))
+    if across and options["symmetric"]:
         pairs.append((("cnn", 1), ("vit", 0)))
-    if options["pairs"] == "cross+self":
+    if alone:
         pairs += [((arch, 0), (arch, 1)) for arch in ARCHS]
+    for local in range(2, 2 + options["n_local"]):
+        whole = local % 2
+        if across:
+            pairs += [(("cnn", local), ("vit", whole)), (("vit", local), ("cnn", whole))]
+        if alone:
+            pairs += [((arch, local), (arch, whole)) for arch in ARCHS]
     return pairs
 
 
-def _kind(pair: tuple[Slot, Slot]) -> str:
+def _kind(pair: Pair) -> str:
     """``cross``, or the architecture that is compared with itself."""
     (a, _), (b, _) = pair
     return a if a == b else "cross"

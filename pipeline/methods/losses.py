@@ -48,3 +48,13 @@ def covariance_term(z: Tensor) -> Tensor:
         centred = z.float() - z.float().mean(dim=0)
         cov = centred.T @ centred / (len(z) - 1)
         return (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / z.shape[1]
+
+
+def variance_covariance(
+    a: Tensor, b: Tensor, *, invariance: float, variance: float, covariance: float
+) -> Tensor:
+    """VICReg's loss with its three weights. (N, D) float32 each → scalar; Bardes et al. 2022, 2105.04906."""
+    distance = (a - b).pow(2).mean()
+    spread = (variance_term(a) + variance_term(b)) / 2
+    correlation = covariance_term(a) + covariance_term(b)
+    return invariance * distance + variance * spread + covariance * correlation

@@ -15,8 +15,11 @@ from pipeline.methods.options import (
     ByolOptions,
     CrossArchitectureOptions,
     DinoOptions,
+    HsslOptions,
+    IbotOptions,
     NoOptions,
     Options,
+    SelfpatchOptions,
     SimclrOptions,
 )
 from pipeline.specs import Architecture, Backbone
@@ -34,6 +37,7 @@ class MethodInfo:
         joint: True where one run trains a CNN and a ViT together; else one run a net.
         archs: the nets that it can train; an experiment's other nets go without it.
         backbones: nets that it brings along, in place of the experiment's own.
+        args: timm arguments that its nets get where the experiment does not give them another value.
         search: None, or ``module:Class`` of the method that finds the value of an option given as ``search``.
         steps: ``train``; ``forward``: forward passes without an optimiser step; ``none``: the initial weights
             are exported as they are.
@@ -48,9 +52,14 @@ class MethodInfo:
     joint: bool = False
     archs: tuple[Architecture, ...] = ("cnn", "vit")
     backbones: dict[Architecture, Backbone] = field(default_factory=dict)
+    args: dict[Architecture, dict[str, Any]] = field(default_factory=dict)
     search: str | None = None
     steps: Literal["train", "forward", "none"] = "train"
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    def with_args(self, arch: Architecture, backbone: Backbone) -> Backbone:
+        """The backbone with the timm arguments that the method wants and it does not name itself."""
+        return backbone.model_copy(update={"args": self.args.get(arch, {}) | backbone.args})
 
 
 _BASE_RECIPE: dict[str, Any] = {
@@ -75,8 +84,14 @@ _DINO_RECIPE = _BASE_RECIPE | {
     "weight_decay_end": 0.4,
     "clip_grad": 3.0,
 }
+_HSSL_RECIPE = _DINO_RECIPE | {"lr": 7.5e-4, "clip_grad": 0.3}
+_HSSL = "pipeline.methods.hssl:Hssl"
+_HSSL_SEARCH = "pipeline.methods.hssl_search:HsslSearch"
+_SCATSIMCLR_RECIPE = _BASE_RECIPE | {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-5}
 _CROSS = "pipeline.methods.cass:CrossArchitecture"
 _TWO_VIEWS = {"views": 2, "head": "projector"}
+_FOUR_PAIRS = _TWO_VIEWS | {"regulariser": "infonce", "pairs": "cross+self", "projector_dim": 128}
+_PLUS = _FOUR_PAIRS | {"n_local": 2}
 
 METHODS: dict[str, MethodInfo] = {
     info.name: info
@@ -108,12 +123,44 @@ METHODS: dict[str, MethodInfo] = {
             "cass_nce",
             _CROSS,
             CrossArchitectureOptions,
-            preset=_TWO_VIEWS | {"regulariser": "infonce", "pairs": "cross+self", "projector_dim": 128},
+            preset=_FOUR_PAIRS,
             joint=True,
             recipe=_TWO_VIEW_RECIPE,
         ),
+        MethodInfo(
+            "cass_plus", _CROSS, CrossArchitectureOptions, preset=_PLUS, joint=True, recipe=_TWO_VIEW_RECIPE
+        ),
         MethodInfo("dino", "pipeline.methods.dino:Dino", DinoOptions, recipe=_DINO_RECIPE),
+        MethodInfo(
+            "selfpatch",
+            "pipeline.methods.selfpatch:SelfPatch",
+            SelfpatchOptions,
+            archs=("vit",),
+            # Its pooled vector would otherwise be a class token that nothing has trained.
+            args={"vit": {"class_token": False, "global_pool": "avg"}},
+            recipe=_DINO_RECIPE,
+        ),
+        MethodInfo("ibot", "pipeline.methods.ibot:Ibot", IbotOptions, archs=("vit",), recipe=_DINO_RECIPE),
+        MethodInfo("hssl", _HSSL, HsslOptions, search=_HSSL_SEARCH, recipe=_HSSL_RECIPE),
+        MethodInfo(
+            "hssl_ibot",
+            _HSSL,
+            HsslOptions,
+            preset={"host": "ibot"},
+            archs=("vit",),
+            search=_HSSL_SEARCH,
+            recipe=_HSSL_RECIPE,
+        ),
         MethodInfo("simclr", "pipeline.methods.simclr:SimCLR", SimclrOptions, recipe=_TWO_VIEW_RECIPE),
+        MethodInfo(
+            "scatsimclr",
+            "pipeline.methods.simclr:SimCLR",
+            SimclrOptions,
+            preset={"head_bn": False, "pretext": "rotation"},
+            archs=("cnn",),
+            backbones={"cnn": Backbone(name="scatnet16")},
+            recipe=_SCATSIMCLR_RECIPE,
+        ),
         MethodInfo("byol", "pipeline.methods.byol:Byol", ByolOptions, recipe=_TWO_VIEW_RECIPE),
     )
 }

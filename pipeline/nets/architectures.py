@@ -6,6 +6,7 @@ from typing import Literal
 
 import timm
 
+import pipeline.nets.scatnet  # noqa: F401 — registers its models with timm
 from pipeline.errors import UserError, nearest
 from pipeline.specs import Architecture
 

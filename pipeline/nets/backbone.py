@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import timm
@@ -83,6 +84,19 @@ class Net(nn.Module):
         """The pooled vector before the classifier: (B, 3, H, W) in [0, 1] → (B, num_features)."""
         return self.net.forward_head(self.net.forward_features(self.normalise(images)), pre_logits=True)
 
+    def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`features` and the last feature map (or patch grid) of one forward pass.
+
+        images: (B, 3, H, W) in [0, 1] → (B, num_features) and (B, map_channels, h, w)
+        """
+        out = self.net.forward_features(self.normalise(images))
+        return self.net.forward_head(out, pre_logits=True), self._as_map(out)
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the last feature map or patch grid."""
+        return self.net.num_features
+
     def logits(self, images: Tensor) -> Tensor:
         """Through timm's own classifier: (B, 3, H, W) in [0, 1] → (B, num_classes)."""
         return self.net(self.normalise(images))
@@ -94,12 +108,36 @@ class Net(nn.Module):
 
         images: (B, 3, H, W) in [0, 1] → (B, N, C)
         """
-        out = self.net.forward_features(self.normalise(images))
+        return self._as_tokens(self.net.forward_features(self.normalise(images)))
+
+    def _as_tokens(self, out: Tensor) -> Tensor:
         if out.ndim == 3:
             return out[:, getattr(self.net, "num_prefix_tokens", 0) :]
         if getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             return out.flatten(1, 2)
         return out.flatten(2).transpose(1, 2)
+
+    def raw_tokens(self, images: Tensor) -> Tensor:
+        """The patch tokens of a ViT as its last block leaves them, before timm's final norm.
+
+        images: (B, 3, H, W) in [0, 1] → (B, N, C), row by row, without class or register tokens
+        """
+        (tokens,) = self.net.forward_intermediates(
+            self.normalise(images), indices=1, output_fmt="NLC", intermediates_only=True
+        )
+        return tokens
+
+    def final_norm(self) -> nn.Sequential:
+        """A ViT's last norm, for :meth:`raw_tokens`: timm has it before pooling (norm) or after (fc_norm)."""
+        return nn.Sequential(self.net.norm, self.net.fc_norm)
+
+    def _as_map(self, out: Tensor) -> Tensor:
+        """(B, C, h, w); images are square, and so is a grid of tokens."""
+        if out.ndim == 4 and getattr(self.net, "output_fmt", "NCHW") != "NHWC":
+            return out
+        tokens = self._as_tokens(out)
+        side = math.isqrt(tokens.shape[1])
+        return tokens.transpose(1, 2).unflatten(2, (side, side))
 
     def headless(self) -> Net:
         """Drop the classifier in place, so that no parameter goes without a gradient; returns itself."""

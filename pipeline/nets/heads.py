@@ -60,6 +60,17 @@ class Prototypes(nn.Module):
         return out if self.gain is None else out * self.gain.to(x.dtype)
 
 
+def dino_mlp(in_dim: int, hidden: int, out_dim: int, *, layers: int, bn: bool) -> nn.Sequential:
+    """A projector with GELU, its weights drawn as transformers' are: (B, in_dim) → (B, out_dim)."""
+    modules = mlp(in_dim, hidden, out_dim, layers=layers, bn=bn, activation=nn.GELU)
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return modules
+
+
 class DinoHead(nn.Module):
     """Caron et al. 2021: an MLP to a bottleneck, unit length, then K prototypes.
 
@@ -83,12 +94,7 @@ class DinoHead(nn.Module):
         norm_last_layer: bool = True,
     ) -> None:
         super().__init__()
-        self.mlp = mlp(in_dim, hidden, bottleneck, layers=layers, bn=bn, activation=nn.GELU)
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.mlp = dino_mlp(in_dim, hidden, bottleneck, layers=layers, bn=bn)
         self.last_layer = Prototypes(bottleneck, out_dim, fixed_norm=norm_last_layer)
 
     def embed(self, features: Tensor) -> Tensor:

@@ -37,8 +37,9 @@ def imagenet_refusal(name: str, args: dict[str, Any], error: Exception, *, pretr
         return UserError(
             f"backbone '{name}': timm has no ImageNet weights for it; use weights 'random' or a file"
         )
-    if "size mismatch" in str(error) or "Missing key" in str(error) or "inconsistent with" in reason:
-        return UserError(f"backbone '{name}': its ImageNet weights do not fit args {args}: {reason}")
+    if isinstance(error, RuntimeError) or "inconsistent with" in reason:  # torch's, not the network's
+        said = " ".join(str(error).split())[:300]
+        return UserError(f"backbone '{name}': its ImageNet weights do not fit args {args}: {said}")
     return UserError(
         f"backbone '{name}': its ImageNet weights are neither in timm's cache nor reachable "
         f"({type(error).__name__}: {reason[:100]}); download them once, or give a file as 'weights'"

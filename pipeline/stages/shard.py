@@ -6,7 +6,7 @@ from pathlib import Path
 
 import shards
 from pipeline.manifest import Task
-from pipeline.specs import Dataset, ShardSpec
+from pipeline.specs import FOR_SOURCES, Dataset, ShardSpec
 from pipeline.stages.work import Outcome, Work
 from shards.sources import SPLITS
 
@@ -46,9 +46,19 @@ def source_of(dataset: Dataset) -> shards.Source:
     """The source that a data set of the experiment file describes."""
     if dataset.source == "digits":
         return shards.DigitsSource()
+    if dataset.source == "digit_pages":
+        return shards.DigitPagesSource()
     assert dataset.root is not None  # specs.Dataset has checked it
     if dataset.source == "folder":
         return shards.FolderSource(dataset.root, classes=dataset.classes)
+    given = {key: getattr(dataset, key) for key, sources in FOR_SOURCES.items() if dataset.source in sources}
+    given = {key: value for key, value in given.items() if value is not None}  # the source has the defaults
+    if dataset.source == "masks":
+        return shards.MaskSource(dataset.root, **given)
+    if dataset.source == "coco":
+        return shards.CocoSource(dataset.root, classes=dataset.classes, **given)
+    if dataset.source == "voc":
+        return shards.VocSource(dataset.root, classes=dataset.classes, **given)
     return shards.CsvSource(
         dataset.root,
         csv=dataset.csv,
@@ -58,6 +68,7 @@ def source_of(dataset: Dataset) -> shards.Source:
         split_column=dataset.split_column,
         group_column=dataset.group_column,
         classes=dataset.classes,
+        **given,
     )
 
 

@@ -145,6 +145,7 @@ class Loop:
         if training.compile:
             for net in [part for part in method.modules() if isinstance(part, Net)]:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]
+                net.raw_tokens = torch.compile(net.raw_tokens)  # type: ignore[method-assign]
         if world.world_size > 1 and self.learns:
             whole = self.state.accumulate == 1  # a static graph cannot leave out the synchronisation
             self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)
@@ -210,7 +211,7 @@ class Loop:
             buffers = [buffer.clone() for buffer in self.method.buffers()]
             random = random_state(self.world.device)
         for number, batch in enumerate(batches, start=1):
-            views = self.views(batch)
+            views = self.views(batch, self.method.views_needed(now))
             with self._synchronised(number == len(batches)), torch.set_grad_enabled(self.learns):
                 with self.autocast():
                     outputs = self.model(views, now)
@@ -366,7 +367,7 @@ class Loop:
         nets = self.averaging.nets(self.method)
         if self.averaging.model is not None:
             epoch = self.feed.steps(0, math.ceil(self.steps_per_epoch))
-            refresh_batch_norm(nets, (self.views(batch)[0] for batches in epoch for batch in batches))
+            refresh_batch_norm(nets, (self.views(batch, 1)[0] for batches in epoch for batch in batches))
         seconds = self._seconds()
         lines = self._probe(self.steps, nets)
         loss: float | None = None

@@ -30,12 +30,18 @@ class Views:
         self.augment = [Augment(recipe or view.recipe, view.size) for view in self.views]
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __call__(self, batch: Batch) -> list[torch.Tensor]:
-        """(B, 3, size, size) float32 in [0, 1] for each view."""
+    def __call__(self, batch: Batch, count: int | None = None) -> list[torch.Tensor]:
+        """(B, 3, size, size) float32 in [0, 1] for each view, or for the first ``count``."""
         return [
-            augment(batch.images, self._keys(batch, number)).contiguous(memory_format=self.format)
-            for number, augment in enumerate(self.augment)
+            augment(self._turned(batch, number), self._keys(batch, number)).contiguous(
+                memory_format=self.format
+            )
+            for number, augment in enumerate(self.augment[:count])
         ]
+
+    def _turned(self, batch: Batch, number: int) -> torch.Tensor:
+        turn = self.views[number].turn
+        return torch.rot90(batch.images, turn, (2, 3)) if turn else batch.images
 
     def _keys(self, batch: Batch, number: int) -> torch.Tensor:
         same_as = self.views[number].same_as

@@ -7,6 +7,7 @@ with one line that names the file; whatever else it raises is a finding.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -26,7 +27,23 @@ from pipeline.experiment import load_experiment
 from pipeline.manifest import Manifest, Receipt, damaged_files, read_error
 from pipeline.plan import plan
 from pipeline.stages.work import read_progress
-from shards import CsvSource, FolderSource, Index, InputError, ShardOptions, codec, stream, verify, write
+from shards import (
+    CocoSource,
+    CsvSource,
+    FolderSource,
+    Index,
+    InputError,
+    MaskSource,
+    ShardOptions,
+    VocSource,
+    boxes,
+    codec,
+    masks,
+    stream,
+    verify,
+    write,
+)
+from shards.sources import Listing
 from slurm import SlurmError, load_profile
 
 EXPERIMENT = """\
@@ -57,6 +74,24 @@ container: apptainer exec --nv image.sif
 extra: {reservation: course, exclusive: true}
 """
 TABLE = "path,label,split,group,a,b\nx/1,cat,train,p1,1,0\nx/2.png,dog,val,p2,0,1\nx/3.png,,test,,,\n"
+COCO = """\
+{"images": [{"id": 1, "file_name": "1.png", "width": 24, "height": 16}, {"id": 2, "file_name": "a/2.png"}],
+"categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+"annotations": [
+{"id": 7, "image_id": 1, "category_id": 5, "bbox": [1, 2.5, 8, 9], "area": 60.25, "iscrowd": 0,
+"segmentation": [[1, 2.5, 9, 2.5, 9, 11.5, 1, 11.5]]},
+{"id": 8, "image_id": 1, "category_id": 3, "bbox": [-3, 0, 9, 9], "iscrowd": 1,
+"segmentation": {"size": [16, 24], "counts": [20, 4, 360]}},
+{"id": 9, "image_id": 2, "category_id": 3, "segmentation": [[0, 0, 5, 0, 5, 5]]}]}
+"""
+VOC = """\
+<annotation><size><width>24</width><height>16</height></size><object><name>cat</name><difficult>1</difficult>
+<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>9</xmax><ymax>12</ymax></bndbox></object></annotation>
+"""
+BOXES = """\
+{"area": [60.25, 9], "boxes": [[1, 2.5, 9, 11.5], [0, 0, 3, 3]], "crowd": [false, true], "labels": [1, 0],
+"segments": [[[1, 2.5, 9, 2.5, 9, 11.5, 1, 11.5]], {"size": [16, 24], "counts": "d04X;"}]}
+"""
 SETTING = "methods.cass_vc.options={variance: 3}"
 SOURCES: tuple[dict[str, object], ...] = (
     {},
@@ -131,12 +166,69 @@ def table(folder: Path, data: bytes) -> None:
             assert listing.samples and listing.classes
 
 
+def coco(folder: Path, data: bytes) -> None:
+    """A COCO file that is taken can be stored and read back, in another size too."""
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "annotations.json").write_bytes(data)
+    with refusal("annotations.json", "class", "no annotation"):
+        _stored(CocoSource(folder).listing())
+
+
+def voc(folder: Path, data: bytes) -> None:
+    """The same for an XML file."""
+    for name, content in (("images/1.png", _image()), ("annotations/1.xml", data)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    with refusal("1.xml", "class", "no annotation"):
+        _stored(VocSource(folder, "images", "annotations").listing())
+
+
+def _stored(listing: Listing) -> None:
+    numbers = {name: number for number, name in enumerate(listing.classes)}
+    for sample in listing.samples:
+        assert isinstance(sample.annotation, boxes.Instances) and not sample.path.startswith(("/", ".."))
+        placed = boxes.place(sample.annotation, (24, 16), (12, 8))
+        data = boxes.to_json(placed.found, numbers, outlined=True)
+        read = boxes.from_json(data, size=(12, 8), classes=len(numbers))
+        assert len(read) + placed.dropped == len(sample.annotation.found)
+        drawn = read.masks(8, 12)
+        assert drawn is None or drawn.shape == (len(read), 8, 12)
+
+
+def stored_boxes(folder: Path, data: bytes) -> None:
+    """What ``KEY.boxes.json`` holds is taken only if it fits the image, and can be drawn or says why not."""
+    del folder
+    with refusal(""):
+        read = boxes.from_json(data, size=(24, 16), classes=2)
+        assert read.boxes.shape == (len(read), 4) and np.isfinite(read.boxes).all()
+        read.masks(16, 24)
+
+
+def mask(folder: Path, data: bytes) -> None:
+    """A mask is stored as class numbers and read back, or has a reason why not."""
+    path = folder / "1.png"
+    path.write_bytes(data)
+    with refusal("1.png", "masks hold"), contextlib.suppress(codec.Unreadable):
+        values = masks.MaskFile("1.png", path).values()
+        decided = masks.settle(masks.MaskValues(), dict.fromkeys(np.unique(values).tolist(), "1.png"))
+        size, number = (values.shape[1], values.shape[0]), len(decided.classes)
+        read = masks.from_png(masks.to_png(values, decided.table), size=size, classes=number)
+        assert ((read == masks.IGNORE) | (read < number)).all()
+    with refusal(""):
+        masks.from_png(data, size=(16, 12), classes=3)
+
+
 def index(folder: Path, data: bytes) -> None:
     _dataset(folder, {"index.json": data})
 
 
 def samples(folder: Path, data: bytes) -> None:
     _dataset(folder, {"samples.csv": data})
+
+
+def masked_samples(folder: Path, data: bytes) -> None:
+    """The table of a segmentation set, which has two more columns."""
+    _dataset(folder, {"samples.csv": data}, masked=True)
 
 
 def tar(folder: Path, data: bytes) -> None:
@@ -147,11 +239,11 @@ def tar(folder: Path, data: bytes) -> None:
     _dataset(folder, {"index.json": json.dumps(meta).encode(), shard["name"]: data})
 
 
-def _dataset(folder: Path, changed: dict[str, bytes]) -> None:
+def _dataset(folder: Path, changed: dict[str, bytes], *, masked: bool = False) -> None:
     """Read everything of a dataset with some files changed: by row, as a stream, and to verify it."""
     place = folder / "dataset"
     place.mkdir(exist_ok=True)
-    for name, content in {**dataset_files(), **changed}.items():
+    for name, content in {**dataset_files(masked=masked), **changed}.items():
         (place / name).write_bytes(content)
     with refusal(str(place)):
         opened = Index.open(place)
@@ -160,6 +252,8 @@ def _dataset(folder: Path, changed: dict[str, bytes]) -> None:
         for row in range(len(opened)):
             with refusal(str(place)):
                 assert opened.decode(row).mode == "RGB"
+            with refusal(str(place)):
+                assert not masked or opened.mask(row).ndim == 2
     for split in ("train", "val", "test"):
         with refusal(str(place)):
             for row, data in stream(place, split, rank=0, world_size=1, epoch=0, seed=0):
@@ -168,21 +262,23 @@ def _dataset(folder: Path, changed: dict[str, bytes]) -> None:
         assert problem.isprintable() and len(problem) <= 2000, repr(problem)
 
 
-_files: dict[str, bytes] = {}
-
-
-def dataset_files() -> dict[str, bytes]:
+@functools.cache
+def dataset_files(*, masked: bool = False) -> dict[str, bytes]:
     """The files of a small sound dataset, by name; made once."""
-    if not _files:
-        with tempfile.TemporaryDirectory() as made:
-            root = Path(made)
-            for number in range(12):
-                path = root / "in" / "ab"[number % 2] / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (5, 4), (20 * number, 0, 9)).save(path)
-            write(FolderSource(root / "in"), root / "out", ShardOptions(shard_samples=20))
-            _files.update({path.name: path.read_bytes() for path in (root / "out").iterdir()})
-    return _files
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        for number in range(12):
+            path = root / "in" / "ab"[number % 2] / f"{number}.png"
+            mask = root / "masks" / path.relative_to(root / "in")
+            for file, picture in (
+                (path, Image.new("RGB", (5, 4), (20 * number, 0, 9))),
+                (mask, Image.new("L", (5, 4), number % 4 // 2)),
+            ):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(file)
+        source = MaskSource(root, "in") if masked else FolderSource(root / "in")
+        write(source, root / "out", ShardOptions(shard_samples=20))
+        return {path.name: path.read_bytes() for path in (root / "out").iterdir()}
 
 
 def image(folder: Path, data: bytes) -> None:
@@ -266,6 +362,12 @@ def _image() -> bytes:
     return out.getvalue()
 
 
+def _mask() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.resize(np.uint8([0, 1, 2, 255]), (12, 16))).save(out, "PNG")
+    return out.getvalue()
+
+
 def _tar() -> bytes:
     files = dataset_files()
     return files[json.loads(files["index.json"])["shards"][0]["name"]]
@@ -280,6 +382,11 @@ TARGETS = {
     "samples": Target(samples, lambda: dataset_files()["samples.csv"]),
     "tar": Target(tar, _tar),
     "image": Target(image, _image),
+    "coco": Target(coco, COCO.encode),
+    "voc": Target(voc, VOC.encode),
+    "stored_boxes": Target(stored_boxes, BOXES.encode),
+    "mask": Target(mask, _mask),
+    "masked_samples": Target(masked_samples, lambda: dataset_files(masked=True)["samples.csv"]),
     "manifest": Target(manifest, _manifest),
     "receipt": Target(receipt, _receipt),
     "leftovers": Target(leftovers, lambda: b'{"done": 1, "total": 2.5, "text": "step", "message": "m"}'),

@@ -23,7 +23,7 @@ from PIL import Image
 from shards import CsvSource, InputError, ShardOptions, verify, write
 
 SECONDS = 10  # longer than any input may take
-EXAMPLES = {"manifest": 150, "index": 150, "samples": 100, "tar": 100}
+EXAMPLES = {"manifest": 150, "index": 150, "samples": 100, "masked_samples": 60, "tar": 100}
 EXAMPLES_OF_OTHERS = 200
 MANY = 3  # times as many in the slow run; more: with atheris
 
@@ -153,12 +153,12 @@ def as_json(tree: Any) -> bytes:
 def inputs(name: str) -> st.SearchStrategy[bytes]:
     """Bytes for a target: any at all, or a sound input with damage of the kind its format allows."""
     sound = TARGETS[name].sound()
-    if name in ("tar", "image"):
+    if name in ("tar", "image", "mask"):
         return edited_bytes(sound) | st.binary(max_size=600)
     text = edited_text(sound.decode())
     if name in ("experiment", "profile"):
         return st.one_of(edited_tree(yaml.safe_load(sound)).map(as_yaml), text, st.binary(max_size=100))
-    if name in ("index", "manifest", "receipt", "leftovers"):
+    if name in ("index", "manifest", "receipt", "leftovers", "coco", "stored_boxes"):
         return st.one_of(edited_tree(json.loads(sound)).map(as_json), text, st.binary(max_size=100))
     if name == "setting":
         keys = st.sampled_from(

@@ -15,7 +15,7 @@ from pipeline.data.feed import Batch, IndexedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
 from pipeline.methods.load import load_method
-from pipeline.methods.registry import resolve_options
+from pipeline.methods.registry import METHODS, resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.ranks import Ranks
 from pipeline.specs import Backbone, Resources, Training
@@ -35,10 +35,25 @@ OPTIONS = {
     "cass": {},
     "cass_vc": {"projector_hidden": 32, "projector_dim": 16},
     "dino": {"n_local": 2, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
+    "selfpatch": {
+        "n_local": 2,
+        "local_size": 8,
+        "out_dim": 64,
+        "hidden": 32,
+        "bottleneck": 16,
+        "patch_out_dim": 32,
+        "patch_chunk": 50,
+    },
+    "ibot": {"n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
+    "hssl": {"head": "swin", "n_local": 1, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
     "simclr": {"hidden": 32, "out_dim": 16},
+    "scatsimclr": {"hidden": 32, "out_dim": 16, "pretext_hidden": [16, 8]},
     "bn_refresh": {},
     "supervised": {},
 }
+
+
+OWN_BACKBONES = {"scatsimclr": {"cnn": Backbone(name="test_scatnet")}}
 
 
 class Killed(Exception):
@@ -105,7 +120,9 @@ def make_loop(
         accumulate=training.accumulate,
         seed=1,
     )
-    nets = {arch: create_backbone(BACKBONES[arch], SIZE, seed=1, arch=arch) for arch in archs}
+    own = BACKBONES | OWN_BACKBONES.get(method, {})
+    specs = {arch: METHODS[method].with_args(arch, own[arch]) for arch in archs}
+    nets = {arch: create_backbone(spec, SIZE, seed=1, arch=arch) for arch, spec in specs.items()}
     options = resolve_options(method, OPTIONS[method])
     folder.mkdir(parents=True, exist_ok=True)
     return Loop(

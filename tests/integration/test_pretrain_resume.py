@@ -15,7 +15,15 @@ from pipeline.train.distributed import World
 from pipeline.train.loop import Stopped
 
 torch.set_num_threads(1)
-CASES = [("cass_vc", ("cnn", "vit"), "swa"), ("dino", ("vit",), "ema"), ("cass", ("cnn", "vit"), "none")]
+CASES = [
+    ("cass_vc", ("cnn", "vit"), "swa"),
+    ("dino", ("vit",), "ema"),
+    ("cass", ("cnn", "vit"), "none"),
+    ("ibot", ("vit",), "none"),
+    ("hssl", ("cnn",), "swa"),
+    ("scatsimclr", ("cnn",), "swa"),  # killed before its pretext begins, and after
+    ("selfpatch", ("vit",), "none"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -312,16 +320,26 @@ def test_losses_that_are_never_finite_stop_the_training(on_nan, shards, tmp_path
         loop.run()
 
 
-def _killed_and_resumed(world, shards, folder):
+def _killed_and_resumed(world, method, archs, shards, folder):
     for name, kills in (("whole", []), ("killed", [5])):
         for kill_at in [*kills, None]:
-            trained = train("cass_vc", shards, folder / name, kill_at=kill_at, world=world)
+            trained = train(method, shards, folder / name, kill_at=kill_at, world=world, archs=archs)
         torch.save(weights(trained), folder / f"{name}-{world.rank}.pt")
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_with_same_bits(shards, tmp_path):
-    on_ranks(2, _killed_and_resumed, shards, tmp_path)
+@pytest.mark.parametrize(
+    ("method", "archs"),
+    [
+        ("cass_vc", ("cnn", "vit")),
+        ("ibot", ("vit",)),
+        ("hssl", ("cnn",)),
+        ("scatsimclr", ("cnn",)),
+        ("selfpatch", ("vit",)),
+    ],
+)
+def test_two_ranks_resume_with_same_bits(method, archs, shards, tmp_path):
+    on_ranks(2, _killed_and_resumed, method, archs, shards, tmp_path)
     loaded = [torch.load(tmp_path / f"{n}-{r}.pt") for n in ("whole", "killed") for r in (0, 1)]
     for other in loaded[1:]:
         assert_same_bits(loaded[0], other)

@@ -10,6 +10,7 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment, ready_experiments
 from pipeline.plan import plan
+from pipeline.specs import FOR_SOURCES, Dataset
 
 SMALL = """\
 dataset: {source: digits}
@@ -33,10 +34,54 @@ def file(tmp_path: Path):
     return write
 
 
+@pytest.mark.parametrize(
+    ("dataset", "kind"),
+    [
+        ("{source: digits}", "classification"),
+        ("{source: csv, root: /x}", "classification"),
+        ("{source: csv, root: /x, mask_column: mask, mask_classes: {a: 0, b: 9}}", "segmentation"),
+        ("{source: masks, root: /x, mask_ignore: 255}", "segmentation"),
+        ("{source: coco, root: /x, annotations: 'instances_{split}.json'}", "detection"),
+        ("{source: voc, root: /x, classes: [a, b]}", "detection"),
+    ],
+)
+def test_source_tells_the_kind_of_a_data_set(dataset, kind):
+    given = yaml.safe_load(dataset)
+    spec = Dataset.model_validate(given)
+    assert spec.kind == kind
+    written = spec.model_dump(mode="json")
+    assert Dataset.model_validate(written) == spec
+    # What is for other sources stands in no task's specification, and so changes no key.
+    assert {key for key in written if key in FOR_SOURCES} == {key for key in given if key in FOR_SOURCES}
+    assert written.get("mask_ignore", [255]) == [255]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("{source: masks}", "dataset: root is missing"),
+        ("{source: coco, root: /x, masks: m}", "dataset: masks is for source masks, not for coco"),
+        ("{source: folder, root: /x, mask_column: m}", "mask_column is for source csv, not for folder"),
+        ("{source: csv, root: /x, mask_ignore: 255}", "mask_column is missing"),
+        ("{source: masks, root: /x, classes: [a, b]}", "classes is not for masks: mask_classes"),
+        (
+            "{source: masks, root: /x, mask_classes: {0: a}}",
+            "dataset.mask_classes: expected each class's name and its value",
+        ),
+        ("{source: masks, root: /x, mask_classes: {a: 256}}", "mask_classes.a: input should be less than"),
+        ("{source: mask, root: /x}", "dataset.source: input should be 'digits'"),
+    ],
+)
+def test_keys_of_another_source_are_named(file, dataset, message):
+    with pytest.raises(UserError) as refused:
+        load_experiment(file(SMALL.replace("{source: digits}", dataset)))
+    assert message in str(refused.value) and "small.yaml:1: dataset" in str(refused.value)
+
+
 @pytest.mark.parametrize("name", sorted(ready_experiments()))
 def test_every_ready_experiment_plans(name):
     tasks = plan(load_experiment(name))
-    assert {task.stage for task in tasks} == {"shard", "pretrain", "finetune", "aggregate"}
+    assert {task.stage for task in tasks} - {"search"} == {"shard", "pretrain", "finetune", "aggregate"}
 
 
 def test_every_ready_experiment_opens_with_what_it_is_and_its_command():
@@ -181,10 +226,25 @@ def test_method_trains_its_own_backbones_where_its_entry_names_them(file):
     assert specs["finetune/small-supervised-cnn-linear-1pc-s3"]["backbone"]["name"] == "resnet10t"
 
 
+def test_a_method_gets_the_timm_arguments_it_wants_where_the_backbone_names_no_others(file):
+    text = SMALL.replace("cass: {}", "selfpatch: {}\n  own: {method: selfpatch, weights: w.pt}")
+    text = text.replace("test_vit}", "test_vit, args: {depth: 2, global_pool: max}}")
+    experiment = load_experiment(file(text))
+    assert experiment.backbones_of("supervised")["vit"].args == {"depth": 2, "global_pool": "max"}
+    wanted = {"class_token": False, "global_pool": "max", "depth": 2}
+    (only,) = experiment.backbones_of("selfpatch").values()  # no CNN: it trains ViTs alone
+    assert (only.args, only.weights) == (wanted, "random")
+    assert experiment.backbones_of("own")["vit"].weights.endswith("w.pt")
+    pretrainings = [task.id for task in plan(experiment) if task.stage == "pretrain"]
+    assert [name for name in pretrainings if "selfpatch" in name] == ["pretrain/small-selfpatch-vit-s3"]
+    spec = next(task.spec for task in plan(experiment) if task.id.startswith("finetune/small-selfpatch-vit"))
+    assert spec["backbone"]["args"] == wanted
+
+
 def test_protocols_that_are_not_for_the_data_sets_labels_are_refused(file, monkeypatch):
     monkeypatch.setattr("pipeline.specs.Dataset.kind", property(lambda dataset: "segmentation"))
     with pytest.raises(UserError, match=r"finetune\.protocols: none is for segmentation, which small is"):
-        load_experiment(file(SMALL))
+        load_experiment(file(SMALL), ["finetune.protocols=[linear, detect]"])
 
 
 def test_method_may_be_pretrained_more_or_less_often_than_the_others(file):

@@ -6,7 +6,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.methods.base import Progress
 from pipeline.methods.cass import CrossArchitecture
-from pipeline.methods.losses import cosine_distance, covariance_term, info_nce, variance_term
+from pipeline.methods.losses import cosine_distance, covariance_term, info_nce, nt_xent, variance_term
 from pipeline.methods.registry import resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
@@ -133,3 +133,120 @@ def test_both_architectures_are_needed():
     nets = {"vit": create_backbone(VIT, 32, seed=0)}
     with pytest.raises(UserError, match="need a cnn and a vit, got vit"):
         CrossArchitecture(nets, resolve_options("cass"), image_size=32, seed=0)
+
+
+def gradient_of(net):
+    return sum(p.grad.abs().sum().item() for p in net.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("learner", "other"), [("cnn", "vit"), ("vit", "cnn")])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_cross_gradient_lets_only_one_net_learn_from_the_other(learner, other, teacher):
+    method = make("cass_nce", pairs="cross", cross_gradient=learner, teacher=teacher)
+    method(images(6, 2), START)["loss"].backward()
+    assert gradient_of(method.nets[learner]) > 0
+    assert gradient_of(method.nets[other]) == 0
+
+
+def test_cross_gradient_leaves_what_a_net_learns_from_itself():
+    method = make("cass_nce", cross_gradient="vit")
+    method(images(6, 2), START)["loss"].backward()
+    assert gradient_of(method.nets["cnn"]) > 0
+    own = make("cass_nce")
+    views = images(6, 2)
+    vectors = [own._vector("cnn", v) for v in views]
+    (info_nce(*vectors, temperature=0.2) / 4).backward()
+    for (name, p), (_, q) in zip(method.nets["cnn"].named_parameters(), own.nets["cnn"].named_parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_with_teachers_every_side_learns_from_the_other_sides_slow_average():
+    method = make("cass_nce", teacher=True)
+    views = images(6, 2)
+    with torch.no_grad():
+        for p in [*method.teachers.parameters(), *method.teacher_heads.parameters()]:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    student = {(a, n): method.embed(v)[a] for a in ("cnn", "vit") for n, v in enumerate(views)}
+    teacher = {
+        (a, n): method.teacher_heads[a](method.teachers[a].features(v))
+        for a in ("cnn", "vit")
+        for n, v in enumerate(views)
+    }
+    pairs = [
+        (("cnn", 0), ("vit", 1)),
+        (("cnn", 1), ("vit", 0)),
+        (("cnn", 0), ("cnn", 1)),
+        (("vit", 0), ("vit", 1)),
+    ]
+    terms = [info_nce(student[a], teacher[b], temperature=0.2) for a, b in pairs]
+    terms += [info_nce(student[b], teacher[a], temperature=0.2) for a, b in pairs]
+    assert method(views, START)["loss"].item() == pytest.approx((sum(terms) / 8).item(), rel=1e-4)
+    assert method.exported()["cnn"] is method.teachers["cnn"]
+    before = next(method.teachers["cnn"].parameters()).clone()
+    method.after_step(START)
+    assert not torch.equal(before, next(method.teachers["cnn"].parameters()))
+
+
+def test_small_crops_are_compared_with_one_whole_view_each():
+    method = make("cass_nce", n_local=2, local_size=16)
+    assert [(v.recipe, v.size) for v in method.views] == [("simclr", 32)] * 2 + [("dino_local", 16)] * 2
+    locals_ = [(pair, kind) for pair in method.pairs for kind in [max(n for _, n in pair)] if kind >= 2]
+    assert len(method.pairs) == 4 + 2 * 4 and len(locals_) == 8
+    for (a, b), number in locals_:
+        assert a[1] == number and b[1] == number % 2
+    views = images(6, 2) + [v[:, :, :16, :16].contiguous() for v in images(6, 2)]
+    assert method(views, START)["loss"].isfinite()
+
+
+def test_small_crops_need_two_whole_views():
+    with pytest.raises(UserError, match="n_local needs views 2"):
+        resolve_options("cass", {"n_local": 2})
+
+
+def test_teacher_is_refused_where_its_regulariser_has_no_use_for_it():
+    with pytest.raises(UserError, match="teacher goes with infonce, nt_xent or none"):
+        resolve_options("cass_vc", {"teacher": True})
+
+
+def test_patches_of_one_place_agree_and_those_of_other_places_do_not():
+    torch.manual_seed(0)
+    method = make("cass_nce", patch_weight=0.5)
+    agreement = method.patches
+    maps = torch.randn(8, 5, 2, 2)
+    agreement.heads["cnn"], agreement.heads["vit"] = torch.nn.Identity(), torch.nn.Identity()
+    same = agreement(maps, maps)
+    moved = agreement(maps, maps.flip(3))
+    assert same < moved / 3
+
+
+def test_the_finer_map_is_averaged_over_the_cells_of_the_coarser_one():
+    agreement = make("cass_nce", patch_weight=0.5).patches
+    agreement.heads["cnn"], agreement.heads["vit"] = torch.nn.Identity(), torch.nn.Identity()
+    coarse = torch.randn(4, 5, 2, 2)
+    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.manual_seed(1)
+    expected = agreement(coarse, coarse)
+    torch.manual_seed(1)
+    torch.testing.assert_close(agreement(coarse, fine), expected)
+
+
+def test_patch_loss_is_added_with_its_weight():
+    views = images(6, 2)
+    torch.manual_seed(0)
+    out = make("cass_nce", patch_weight=0.5)(views, START)
+    plain = make("cass_nce")(views, START)["loss"]
+    torch.testing.assert_close(out["loss"], plain + 0.5 * out["loss_patches"], rtol=1e-4, atol=1e-5)
+
+
+def test_nt_xent_also_drives_apart_a_nets_own_vectors():
+    method = make("cass_nce", regulariser="nt_xent", pairs="cross", symmetric=False)
+    views = images(6, 2)
+    c, t = method.embed(views[0])["cnn"], method.embed(views[1])["vit"]
+    expected = nt_xent(c, t, temperature=0.2).item()
+    assert method(views, START)["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_self_pairs_alone_are_two_nets_that_learn_beside_each_other():
+    method = make("cass_nce", pairs="self", n_local=2, local_size=16)
+    assert len(method.pairs) == 2 + 2 * 2
+    assert all(a[0] == b[0] for a, b in method.pairs)

@@ -59,6 +59,7 @@ def test_views_are_two_global_crops_and_smaller_local_ones():
     assert [v.recipe for v in method.views] == ["dino_global_1", "dino_global_2"] + ["dino_local"] * 3
     assert [v.size for v in method.views] == [32, 32, 16, 16, 16]
     assert default_local_size(224, 16) == 96
+    assert [v.recipe for v in make(crops="wide", n_local=0).views] == ["wide_global_1", "wide_global_2"]
 
 
 @pytest.mark.parametrize("arch", ["cnn", "vit"])
@@ -141,3 +142,14 @@ def test_teacher_drops_no_paths():
     images = torch.rand(32, 3, 32, 32)
     assert torch.equal(method.teacher.features(images), method.teacher.features(images))
     assert not torch.equal(method.backbone.features(images), method.backbone.features(images))
+
+
+@pytest.mark.parametrize("retried", [6, 3])  # the next step, or an earlier one after going back
+def test_a_step_that_was_not_taken_leaves_nothing_in_the_centre(retried):
+    one, two = make(n_local=0).eval(), make(n_local=0).eval()
+    views = views_of(one)
+    one([torch.full_like(view, float("nan")) for view in views], at(5))
+    for method in (one, two):
+        method(views, at(retried))
+        method.after_step(at(retried))
+    assert one.centre.isfinite().all() and torch.equal(one.centre, two.centre)

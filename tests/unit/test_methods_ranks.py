@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.methods.base import Progress
 from pipeline.methods.load import load_method
+from pipeline.methods.masking import MaskedPatches
 from pipeline.methods.registry import METHODS, resolve_options
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
@@ -15,27 +16,40 @@ from pipeline.specs import Backbone
 SPECS = {
     "cnn": Backbone(name="test_resnet"),
     "vit": Backbone(
-        name="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        name="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     ),
 }
 SMALL = {
     "hidden": 16,
     "out_dim": 16,
     "bottleneck": 8,
-    "n_local": 1,
     "projector_hidden": 16,
     "projector_dim": 8,
+    "pretext_hidden": [16, 8],
+    "patch_out_dim": 16,
+    "patch_chunk": 7,
 }
 NAMES = [name for name, info in METHODS.items() if info.steps == "train"]
 STEP = Progress(step=1, steps=4, epoch=2.0, epochs=4.0, steps_per_epoch=1)
 
 
 def make(name):
-    archs = ("cnn", "vit") if METHODS[name].joint else ("vit",)
-    nets = {arch: create_backbone(SPECS[arch], 32, seed=0, arch=arch) for arch in archs}
+    archs = METHODS[name].archs if METHODS[name].joint else METHODS[name].archs[-1:]
+    specs = {arch: METHODS[name].with_args(arch, SPECS[arch]) for arch in archs}
+    nets = {arch: create_backbone(spec, 32, seed=0, arch=arch) for arch, spec in specs.items()}
     known = METHODS[name].options.model_fields
-    options = resolve_options(name, {key: value for key, value in SMALL.items() if key in known})
-    return load_method(name)(nets, options, image_size=32, seed=0)
+    crops = {} if resolve_options(name).get("views") == 1 else {"n_local": 1}  # need two whole ones
+    options = resolve_options(name, {key: v for key, v in (SMALL | crops).items() if key in known})
+    method = load_method(name)(nets, options, image_size=32, seed=0)
+    for part in method.modules():
+        if isinstance(part, MaskedPatches):  # each rank draws its own masks
+            part.draw = every_third
+    return method
+
+
+def every_third(count, grid):
+    """The same mask for every image."""
+    return (torch.arange(grid[0] * grid[1]) % 3 == 0).repeat(count, 1)
 
 
 def whole_batch(method):

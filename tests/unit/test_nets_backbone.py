@@ -21,6 +21,7 @@ SMALL_SWIN = Backbone(name="swin_tiny_patch4_window7_224", args={"depths": [1, 1
         (Backbone(name="test_resnet"), 32, "cnn", 96, (1, 96)),
         (Backbone(name="resnet10t"), 64, "cnn", 512, (4, 512)),
         (Backbone(name="mobilenetv3_small_050"), 64, "cnn", 1024, (4, 288)),  # a hidden layer in its head
+        (Backbone(name="test_scatnet"), 32, "cnn", 256, (64, 16)),  # pooled to 4 x 4
         (Backbone(name="test_vit"), 96, "vit", 64, (36, 64)),
         (SMALL_VIT, 32, "vit", 64, (16, 64)),
         (SMALL_SWIN, 64, "vit", 192, (4, 192)),
@@ -77,12 +78,30 @@ def test_token_order_is_row_by_row_for_every_layout():
         assert moved.argmax().item() == grid - 1, spec.name
 
 
+@pytest.mark.parametrize("args", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}])
+def test_raw_tokens_are_those_that_the_last_norm_has_not_seen(args):
+    small = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    net = create_backbone(Backbone(name="vit_tiny_patch16_224", args=small | args), 64, seed=0).eval()
+    with torch.no_grad():
+        for norm in (net.net.norm, net.net.fc_norm):
+            for parameter in norm.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        for size in (64, 32):
+            images = torch.rand(2, 3, size, size)
+            raw = net.raw_tokens(images)
+            assert raw.shape == (2, (size // 16) ** 2, 16)
+            expected = net.net.fc_norm(net.tokens(images))
+            torch.testing.assert_close(net.final_norm()(raw), expected)
+            assert not torch.allclose(raw, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
         ("resnet50", "cnn"),
         ("convnext_tiny.fb_in1k", "cnn"),
         ("efficientnet_b0", "cnn"),
+        ("scatnet12", "cnn"),
         ("vit_base_patch16_384", "vit"),
         ("deit_tiny_patch16_224", "vit"),
         ("swin_tiny_patch4_window7_224", "vit"),

@@ -25,6 +25,7 @@ CASES = [
     (Backbone(name="resnet10t", args={"global_pool": "catavgmax"}), 32),
     (Backbone(name="mobilenetv3_small_050"), 64),
     (Backbone(name="test_convnext"), 64),
+    (Backbone(name="test_scatnet", args={"J": 1, "L": 2}), 32),
     (Backbone(name="test_vit"), 160),
     (Backbone(name="test_vit"), 96),
     (SMALL_VIT, 32),

@@ -27,14 +27,18 @@ def hub_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_imagenet_weights_come_from_the_cache_unasked_with_their_own_mean_and_std(hub_cache, monkeypatch):
-    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda **_: pytest.fail("asked the network"))
-    source = other_weights("resnet18")
-    repo = hub_cache / "models--timm--resnet18.a1_in1k"
+def put_into(hub_cache, name, source):
+    repo = hub_cache / f"models--timm--{name}"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc").mkdir(parents=True)
     save_file(source.state_dict(), repo / "snapshots" / "abc" / "model.safetensors")
+
+
+def test_imagenet_weights_come_from_the_cache_unasked_with_their_own_mean_and_std(hub_cache, monkeypatch):
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda **_: pytest.fail("asked the network"))
+    source = other_weights("resnet18")
+    put_into(hub_cache, "resnet18.a1_in1k", source)
     net = create_backbone(Backbone(name="resnet18", weights="imagenet"), 64, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(net.net.parameters(), source.parameters()))
     assert net.mean == (0.485, 0.456, 0.406) and net.std == (0.229, 0.224, 0.225)
@@ -44,6 +48,14 @@ def test_imagenet_weights_out_of_reach_are_one_line(hub_cache):
     with pytest.raises(UserError, match="neither in timm's cache nor reachable") as error:
         create_backbone(Backbone(name="test_resnet", weights="imagenet"), 32, seed=0)
     assert "test_resnet" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_imagenet_weights_with_a_class_token_are_refused_by_a_net_without_one(hub_cache):
+    put_into(hub_cache, "test_vit.r160_in1k", other_weights("test_vit"))
+    args = {"class_token": False, "global_pool": "avg"}
+    with pytest.raises(UserError, match=r"do not fit args \{'class_token': False") as error:
+        create_backbone(Backbone(name="test_vit", weights="imagenet", args=args), 160, seed=0)
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_without_imagenet_weights_is_told_apart_from_an_unreachable_one(hub_cache):

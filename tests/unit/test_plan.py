@@ -144,3 +144,31 @@ def test_a_root_is_the_same_however_it_is_written(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path / "here")
     assert key("../images") == key(str(root)) == key(f"{tmp_path}/here/../images")
+
+
+def test_option_given_as_search_is_decided_by_one_search_before_all_pretrainings_of_a_net():
+    settings = [
+        "methods={supervised: {}, hssl: {options: {head: search, search_epochs: 2}}, dino: {}}",
+        "pretrain.seeds=each",
+    ]
+    tasks = {task.id: task for task in plan(load_experiment("quickstart", settings))}
+    assert [name for name in tasks if name.startswith("search/")] == [
+        "search/digits-hssl-cnn",
+        "search/digits-hssl-vit",
+    ]
+    search = tasks["search/digits-hssl-vit"]
+    assert search.needs == ("shard/digits",) and search.spec["train"]["epochs"] == 2
+    for seed in (0, 1):
+        pretrain = tasks[f"pretrain/digits-hssl-vit-s{seed}"]
+        assert pretrain.needs == ("shard/digits", "search/digits-hssl-vit")
+        assert pretrain.spec["options"]["head"] == "search"
+    assert tasks["pretrain/digits-dino-vit-s0"].needs == ("shard/digits",)
+    other = plan(load_experiment("quickstart", [*settings, "methods.hssl.options.candidates=[vit, pool]"]))
+    keys = {task.id: task.key for task in other}
+    assert keys["search/digits-hssl-vit"] != search.key
+    assert keys["pretrain/digits-dino-vit-s0"] == tasks["pretrain/digits-dino-vit-s0"].key
+
+
+def test_no_search_without_need():
+    tasks = plan(load_experiment("quickstart", ["methods={supervised: {}, hssl: {options: {head: pool}}}"]))
+    assert not [task for task in tasks if task.stage == "search"]

@@ -1,0 +1,72 @@
+"""How fast the scattering transform is, beside kymatio's on the same images.
+
+    python -m benchmarks.scattering [--small] [--device cuda]
+
+Runs alternate, and each is compared with the one right after it, so that other work on the machine slows
+both down alike; on a CPU it is this process's CPU time that counts. The ratio is the median over these pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
+from benchmarks.figures import RESULTS, Figure, report
+from pipeline.nets.scattering import Scattering
+
+CASES = ((96, 2, 8), (96, 2, 16), (32, 2, 16), (224, 2, 8))  # pixels, J, L
+PAIRS = 9
+
+
+def measure(size: int, J: int, L: int, *, device: torch.device, images: int, pairs: int) -> list[Figure]:
+    """Milliseconds an image of each, and how many times as fast ours is."""
+    batch = torch.rand(images, 3, size, size, device=device)
+    ours = Scattering(J, L)
+    theirs = ScatteringTorch2D(J=J, shape=(size, size), L=L).to(device)
+    difference = (ours(batch) - theirs(batch).flatten(1, 2)).abs().max() / theirs(batch).abs().max()
+    times = [(_milliseconds(ours, batch), _milliseconds(theirs, batch)) for _ in range(pairs)]
+    name = f"scattering {size} px, J {J}, L {L}"
+    return [
+        Figure(name, statistics.median(mine for mine, _ in times), "ms"),
+        Figure(f"{name}: kymatio", statistics.median(other for _, other in times), "ms"),
+        Figure(f"{name}: times as fast", statistics.median(other / mine for mine, other in times), ""),
+        Figure(f"{name}: difference", float(difference) * 1e6, "ppm", 1.0),
+    ]
+
+
+def _milliseconds(transform: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> float:
+    """Of one image, on a batch."""
+    if not batch.is_cuda:
+        began = time.process_time()
+        transform(batch)
+        return (time.process_time() - began) * 1e3 / len(batch)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    transform(batch)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) * 1e3 / len(batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--small", action="store_true", help="one small case, to try it")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(given.device)
+    images = 4 if device.type == "cpu" else 256
+    figures = [
+        figure
+        for case in (CASES if not given.small else [(32, 1, 4)])
+        for figure in measure(*case, device=device, images=images, pairs=2 if given.small else PAIRS)
+    ]
+    report(figures, append_to=None if given.small else RESULTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a step of SelfPatch costs beside one of DINO, with the same net, crops and batch.
+
+    python -m benchmarks.selfpatch [--batch N] [--rounds N] [--small]
+
+ViT-S/16 at 224 px, 2 global and 8 local crops, the published head sizes. A round takes one whole optimiser
+step of each method, one after another, every other round in reverse; a figure is the median over rounds of
+the ratio of two steps of one round. Published: 1.54 with the patch loss on all crops, 1.25 on the global ones
+(arXiv 2206.07990).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.figures import RESULTS, Figure, report
+from pipeline.methods.base import Progress
+from pipeline.methods.load import load_method
+from pipeline.methods.registry import METHODS, resolve_options
+from pipeline.nets.backbone import create_backbone
+from pipeline.specs import Backbone, Training
+from pipeline.train.optim import make_optimizer
+
+PAPER: dict[str, Any] = {"net": {"name": "vit_small_patch16_224"}, "size": 224, "options": {}}
+SMALL: dict[str, Any] = {
+    "net": {
+        "name": "vit_tiny_patch16_224",
+        "args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    },
+    "size": 32,
+    "options": {"n_local": 2, "out_dim": 64, "hidden": 32, "bottleneck": 16},
+}
+RUNS: dict[str, tuple[str, dict[str, Any], float | None]] = {
+    "dino": ("dino", {}, None),
+    "all": ("selfpatch", {"patch_crops": "all"}, 1.54),
+    "global": ("selfpatch", {"patch_crops": "global"}, 1.25),
+}
+
+
+def make_step(
+    name: str, given: dict[str, Any], sizes: dict[str, Any], *, batch: int, device: torch.device
+) -> Callable[[], float]:
+    """A function that takes one optimiser step on random images and returns its seconds."""
+    spec = METHODS["selfpatch"].with_args("vit", Backbone(**sizes["net"]))  # one net for both
+    net = create_backbone(spec, sizes["size"], seed=0)
+    options = resolve_options(name, sizes["options"] | given)
+    method = load_method(name)({"vit": net}, options, image_size=sizes["size"], seed=0).to(device).train()
+    optimizer = make_optimizer(method, Training())
+    views = [torch.rand(batch, 3, view.size, view.size, device=device) for view in method.views]
+    progress = Progress(step=5, steps=10, epoch=2.0, epochs=4.0, steps_per_epoch=2)
+    on_gpu = device.type == "cuda"
+    precision = torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else contextlib.nullcontext()
+
+    def step() -> float:
+        began = time.perf_counter()
+        with precision:
+            loss = method(views, progress)["loss"]
+        loss.backward()
+        method.after_backward(progress)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(progress)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return step
+
+
+def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps = {
+        label: make_step(name, given, sizes, batch=batch, device=device)
+        for label, (name, given, _) in RUNS.items()
+    }
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {label: [] for label in steps}
+    for number in range(rounds):
+        for label in list(steps)[:: -1 if number % 2 else 1]:
+            seconds[label].append(steps[label]())
+    figures = [Figure("selfpatch: DINO's step", statistics.median(seconds["dino"]), "s")]
+    for label, (name, _, aim) in RUNS.items():
+        if name == "selfpatch":
+            ratios = [own / dino for own, dino in zip(seconds[label], seconds["dino"], strict=True)]
+            figures.append(Figure(f"selfpatch: {label} crops", statistics.median(ratios), "x", aim))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--batch", type=int, default=2, help="images a step (default 2, for a CPU)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="a net of a few thousand weights, to try it")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    figures = measure(SMALL if given.small else PAPER, batch=given.batch, rounds=given.rounds)
+    report(figures, append_to=None if given.small else RESULTS)
+
+
+if __name__ == "__main__":
+    main()

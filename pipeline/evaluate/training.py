@@ -1,0 +1,161 @@
+"""Training a whole net on few labels: the order, the schedule, and the epoch that validation picks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.draws import sample_keys
+from pipeline.data.images import ImageSet
+from pipeline.errors import UserError
+from pipeline.evaluate.problem import Problem
+from pipeline.specs import FinetuneSettings
+
+Found = TypeVar("Found")
+Loss = Callable[[Tensor, Tensor, np.ndarray], Tensor]
+Validate = Callable[[], tuple[Found, dict[str, float], float]]
+
+
+@dataclass(frozen=True)
+class Trained(Generic[Found]):
+    """What a training came to.
+
+    Attributes:
+        best_val: what was predicted for the validation split at the best epoch.
+        best_epoch: whose weights the net has now.
+        log: one entry an epoch.
+        images_seen: over all epochs.
+    """
+
+    best_val: Found
+    best_epoch: int
+    log: list[dict[str, Any]]
+    images_seen: int
+
+
+def train(
+    problem: Problem,
+    net: nn.Module,
+    *,
+    images: ImageSet,
+    where: np.ndarray,
+    loss_of: Loss,
+    validate: Validate[Found],
+    warmup: float = 0,
+    clip_grad: float | None = None,
+) -> Trained[Found]:
+    """Train, and leave the net with the weights of the epoch that scored best.
+
+    Args:
+        problem: its settings say for how long, and with which optimiser.
+        net: on the device.
+        images: holds the training images.
+        where: (N,) their positions in it, in the order of ``problem.train``.
+        loss_of: ``loss_of(batch, keys, chosen)``: the loss on uint8 images as ``images`` gives them, whose
+            augmentation is drawn by the keys and whose positions in ``problem.train`` are ``chosen``.
+        validate: what the net predicts for the validation split, its metrics, and the one that counts.
+        warmup: share of the steps in which the learning rate rises.
+        clip_grad: largest norm of all gradients together.
+
+    Raises:
+        UserError: the loss is no longer a number.
+    """
+    settings, device = problem.settings, problem.device
+    steps_per_epoch = len(_batches(len(problem.train), settings.batch_size, problem.seed, 0))
+    steps = int(min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf))
+    epochs = math.ceil(steps / steps_per_epoch)
+    optimizer = make_optimizer(net, settings, fused=device.type == "cuda")
+    schedule = make_schedule(optimizer, steps=steps, warmup=int(warmup * steps), lr_min=settings.lr_min)
+
+    step, seen, best_epoch, best_score = 0, 0, 0, float("-inf")
+    best: dict[str, Tensor] = {}
+    best_val: Found
+    log = []
+    for epoch in range(epochs):
+        net.train()
+        losses = []
+        orders = _batches(len(problem.train), settings.batch_size, problem.seed, epoch)[: steps - step]
+        for chosen, batch in zip(orders, images.batches(where[chosen] for chosen in orders)):
+            keys = sample_keys(
+                torch.from_numpy(problem.train.rows[chosen] + (epoch << 32)), seed=problem.seed
+            )
+            loss = loss_of(batch, keys, chosen)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if clip_grad is not None:
+                nn.utils.clip_grad_norm_(net.parameters(), clip_grad)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            step, seen = step + 1, seen + len(chosen)
+            problem.tick(step, steps, f"epoch {epoch + 1} of {epochs}")
+        mean_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(mean_loss):
+            raise UserError(
+                f"the training diverged in epoch {epoch + 1}: its loss is not a number; lower finetune.lr"
+            )
+        val, metrics, score = validate()
+        log.append(
+            {
+                "epoch": epoch + 1,
+                "step": step,
+                "loss": mean_loss,
+                "lr": schedule.get_last_lr()[0],
+                "val": metrics,
+            }
+        )
+        if score > best_score:
+            best_epoch, best_score, best_val = epoch + 1, score, val
+            best = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        elif settings.patience and epoch + 1 - best_epoch >= settings.patience:
+            break
+    net.load_state_dict(best)
+    return Trained(best_val, best_epoch, log, seen)
+
+
+def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """One epoch's order in batches of nearly equal size, none above ``batch_size`` and none of a single
+    image.
+
+    A lone image would break batch normalisation at 1 × 1 resolution; three images at a batch size of two
+    therefore go together, the one case above ``batch_size``. Where there is but one image, it goes in twice.
+    """
+    if count == 1 and batch_size > 1:
+        return [np.zeros(2, np.int64)]
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    parts = math.ceil(count / batch_size)
+    if batch_size > 1:
+        parts = max(1, min(parts, count // 2))
+    return np.array_split(order, parts)
+
+
+def make_optimizer(net: nn.Module, settings: FinetuneSettings, *, fused: bool) -> torch.optim.Optimizer:
+    """The optimiser of the settings; biases and norms are not decayed."""
+    decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, fused=fused)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.lr, fused=fused)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, *, steps: int, warmup: int, lr_min: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """A linear rise over ``warmup`` steps, then half a cosine from the learning rate to ``lr_min``."""
+    kinds = torch.optim.lr_scheduler
+    falling = kinds.CosineAnnealingLR(optimizer, steps - warmup, eta_min=lr_min)
+    if not warmup:
+        return falling
+    rising = kinds.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return kinds.SequentialLR(optimizer, [rising, falling], milestones=[warmup])

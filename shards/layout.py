@@ -1,0 +1,148 @@
+"""Folders of images, and what lies beside them: masks or XML files of the same names, a JSON file a split."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from shards.errors import InputError, listed
+from shards.sources import SPLIT_NAMES, below, text, walk
+
+SPLIT = "{split}"  # stands for a split's name in a folder or a file
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one split (or all of them, split ""), and where their annotations are."""
+
+    split: str
+    images: Path
+    annotations: Path
+
+
+def safe(path: str, what: str) -> PurePosixPath:
+    """A path in its shortest spelling, if it stays below the folder it is relative to. Raises InputError."""
+    clean = os.path.normpath(path.replace("\\", "/")) if path else ""
+    if not clean or os.path.isabs(clean) or clean.split("/")[0] == ".." or "\0" in clean:
+        raise InputError(f"{what} is '{path}', expected a path below the folder of the images or the root")
+    return PurePosixPath(clean)
+
+
+def parts(root: Path, images: str, annotations: str, *, key: str) -> list[Part]:
+    """The splits that a source gives, by ``{split}`` in its paths or by split folders below them.
+
+    Args:
+        root: the folder that both paths are below.
+        images: folder of the images.
+        annotations: folder or file of the annotations.
+        key: what errors call ``annotations``.
+
+    Raises:
+        InputError: a path that is not there or leads elsewhere, or two names of one split.
+    """
+    images, annotations = str(safe(images, "images")), str(safe(annotations, key))
+    if SPLIT in annotations:
+        return _by_name(root, images, annotations, key)
+    if SPLIT in images:
+        raise InputError(f"images is '{images}', but {key} '{annotations}' has no {SPLIT}")
+    if not os.path.isdir(root / images):
+        raise InputError(f"images: there is no folder {root / images}")
+    if not os.path.exists(root / annotations):
+        raise InputError(f"{key}: there is no {root / annotations}")
+    folders = {path.name: path for path in sorted((root / images).iterdir()) if path.is_dir()}
+    names = [name for name in folders if name.lower() in SPLIT_NAMES]
+    if not names or os.path.isfile(root / annotations):
+        return [Part("", root / images, root / annotations)]
+    return _distinct(
+        [Part(SPLIT_NAMES[name.lower()], folders[name], root / annotations / name) for name in names]
+    )
+
+
+def _by_name(root: Path, images: str, annotations: str, key: str) -> list[Part]:
+    """A part for each name of a split under which there are annotations."""
+    found = [
+        Part(split, root / images.replace(SPLIT, spelled), root / annotations.replace(SPLIT, spelled))
+        for name, split in SPLIT_NAMES.items()
+        for spelled in (name, name.capitalize(), name.upper())
+        if os.path.exists(root / annotations.replace(SPLIT, spelled))
+    ]
+    if not found:
+        raise InputError(
+            f"{key}: there is no {root / annotations} (for {SPLIT}, one of {listed(SPLIT_NAMES)})"
+        )
+    for part in found:
+        if not os.path.isdir(part.images):
+            raise InputError(f"images: there is no folder {part.images}, though there is {part.annotations}")
+    return _distinct(found)
+
+
+def _distinct(found: list[Part]) -> list[Part]:
+    first: dict[str, Part] = {}
+    for part in found:
+        if part.split in first:
+            raise InputError(
+                f"{first[part.split].annotations} and {part.annotations} are both the {part.split} split"
+            )
+        first[part.split] = part
+    return found
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images of one part with the file that annotates each, or None; and the files that annotate none."""
+
+    found: list[tuple[Path, Path | None]]
+    left: list[Path]
+
+
+def pairs(
+    part: Part, suffixes: Sequence[str], exclude: Sequence[Path], ignored: Counter[str], *, ending: str = ""
+) -> Pairs:
+    """Match images and annotations by their relative paths without suffix.
+
+    Args:
+        part: where both are.
+        suffixes: of annotation files, lower case; of two files for one image the one whose suffix is first.
+        exclude: folders whose images do not count.
+        ignored: counts other files among the images, by suffix.
+        ending: what follows the image's name in the annotation's, such as ``_mask``.
+
+    Raises:
+        InputError: a folder that cannot be read.
+    """
+
+    def annotates(path: Path) -> bool:
+        return path.suffix.lower() in suffixes and path.stem.endswith(ending) and path.name[0] != "."
+
+    files = walk(part.annotations, Counter(), annotates) if part.annotations.is_dir() else []
+    by_name: dict[Path, Path] = {}
+    for path in sorted(files, key=lambda path: suffixes.index(path.suffix.lower())):
+        by_name.setdefault(path.relative_to(part.annotations).with_suffix(""), path)
+    excluded = {path.resolve() for path in exclude}
+    together = part.images.resolve() == part.annotations.resolve()
+    if not together:
+        excluded.add(part.annotations.resolve())
+    found = []
+    for path in walk(part.images, ignored):
+        if not below(path, excluded) and not (together and annotates(path)):
+            name = path.relative_to(part.images).with_suffix("")
+            found.append((path, by_name.pop(name.with_name(name.name + ending), None)))
+    return Pairs(found, sorted(by_name.values()))
+
+
+def path_below(root: Path, path: Path) -> str:
+    """How a file is called in the dataset: its path below the root."""
+    return text(path.relative_to(root).as_posix())
+
+
+def gaps(what: str, without: Sequence[str], left: Sequence[str]) -> list[str]:
+    """What the user should know of images without annotation, and of annotations without image."""
+    notes = []
+    if without:
+        notes.append(f"{len(without)} images have no {what}, e.g. {without[0]}: they are unlabelled")
+    if left:
+        notes.append(f"{len(left)} {what} files belong to no image, e.g. {left[0]}")
+    return notes

@@ -1,0 +1,57 @@
+"""The shard stage reads what a data set of the experiment file describes."""
+
+from __future__ import annotations
+
+import pytest
+from test_shards_boxes import like_bccd
+from test_shards_masks import flat, like_nuclei, table
+
+import shards
+from pipeline.manifest import Task
+from pipeline.specs import Dataset
+from pipeline.stages.shard import check_source, source_of
+
+BCCD = {"images": "images/{split}", "annotations": "instances_{split}.json"}
+
+
+def index_of(tmp_path, **given) -> shards.Index:
+    dataset = Dataset(root=str(tmp_path / "in"), **given)
+    return shards.write(source_of(dataset), tmp_path / "out")
+
+
+def test_masks_in_folders(tmp_path):
+    root = like_nuclei(tmp_path / "in", [0, 128])
+    (root / "images").rename(root / "pictures")
+    classes = {"nucleus": 128, "background": 0}
+    index = index_of(tmp_path, source="masks", images="pictures", masks="masks", mask_classes=classes)
+    assert index.task == "segmentation" and index.classes == ["background", "nucleus"]
+
+
+def test_masks_in_a_column(tmp_path):
+    table(tmp_path / "in")
+    options = {"mask_column": "mask", "group_column": "patient", "split_column": "part"}
+    index = index_of(tmp_path, source="csv", mask_classes={"rest": 0, "cell": 1}, mask_ignore=255, **options)
+    assert index.task == "segmentation" and index.classes == ["rest", "cell"]
+    assert index.samples.groupby("group")["split"].nunique().max() == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"source": "coco", **BCCD},
+        {"source": "voc", "images": "images", "annotations": "annotations_voc"},
+    ],
+)
+def test_boxes(tmp_path, given):
+    like_bccd(tmp_path / "in")
+    index = index_of(tmp_path, classes=["WBC", "RBC", "Platelets"], **given)
+    assert index.task == "detection" and index.classes == ["WBC", "RBC", "Platelets"]
+    assert sum(len(index.boxes(row)) for row in range(len(index))) > 20
+
+
+def test_what_is_wrong_is_said_before_anything_is_submitted(tmp_path):
+    flat(tmp_path / "in", [0, 1], 3)
+    dataset = Dataset(name="x", source="masks", root=str(tmp_path / "in"), masks="mask")
+    task = Task("shard/x", "shard", {"dataset": dataset.model_dump(mode="json")}, (), "0" * 64)
+    with pytest.raises(shards.InputError, match=r"masks: there is no .*mask"):
+        check_source(task)
