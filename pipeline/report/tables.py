@@ -62,6 +62,7 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
     columns += ["gain_low", "gain_high", "gain_test_low", "gain_test_high", "p_value", "p_holm", "note"]
     results = collected.results
     values, pretrainings = compared_values(collected), results["pretrain_key"].to_numpy()
+    without = (results["status"] == "done").to_numpy() & np.isnan(values)
     base_of = dict(pairs(collected, settings).tolist())
     of_cells = cells(results)
     rows = []
@@ -72,21 +73,23 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
         mine = [position for position in cell.tolist() if position in base_of]
         base = [base_of[position] for position in mine]
         row |= {"baseline": settings.baseline, "metric": collected.compared[row["dataset"]], "n": len(mine)}
-        row["note"] = _caveats(collected.backbones, row, [pretrainings[mine], pretrainings[base]])
         if mine:
+            row["note"] = _caveats(collected.backbones, row, [pretrainings[mine], pretrainings[base]])
             differences.append(values[mine] - values[base])
             row["gain"], row["gain_std"] = mean_std(differences[-1])
             row["method_mean"], row["baseline_mean"] = values[mine].mean(), values[base].mean()
             row["gain_low"], row["gain_high"] = found.gains[number]
             row["gain_test_low"], row["gain_test_high"] = found.test_gains[number]
+        elif without[cell].any():
+            row["note"] = f"{row['metric']} does not exist here"
+        else:
+            row["note"] = "no seed on which both the method and the baseline are done"
         rows.append(row)
     tested = iter(paired_ts(differences))
     for row in rows:
         if row["n"]:
             row["p_value"], note = next(tested)
             row["note"] = "; ".join(filter(None, [note, *row["note"]]))
-        else:
-            row["note"] = "no seed on which both the method and the baseline are done"
     table = pd.DataFrame(rows, columns=columns)
     table["p_value"] = table["p_value"].astype("float64")
     table["p_holm"] = table.groupby(FAMILY)["p_value"].transform(holm)

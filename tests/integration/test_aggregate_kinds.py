@@ -14,7 +14,7 @@ from rich.console import Console
 from pipeline.errors import UserError
 from pipeline.evaluate.protocols import METRICS_OF
 from pipeline.report.terminal import terminal
-from pipeline.specs import Dataset, SearchSpec, Training
+from pipeline.specs import Dataset, SearchSpec, ShardSpec, Training
 from pipeline.stages.work import Entry
 
 DATASETS = {"blood": "multiclass", "cells": "segmentation", "polyps": "detection"}
@@ -104,15 +104,27 @@ def test_report_metric_may_be_of_one_kind_and_has_to_be_of_some(
     others = [entry for entry in mixed[0] if "blood" not in entry.task.id]
     gains = pd.read_csv(run(others, tmp_path, metric="mask_ap50") / "gains.csv")
     assert set(zip(gains.dataset, gains.metric)) == {("cells", "miou"), ("polyps", "box_ap50")}  # no masks
+    masked = [_with_mask_ap(entry) if "dino" in entry.task.id else entry for entry in others]
+    gains = pd.read_csv(run(masked, tmp_path, metric="mask_ap50") / "gains.csv").query("dataset == 'polyps'")
+    assert set(gains.metric) == {"mask_ap50"} and (gains.n == 0).all()
+    assert set(gains.query("method == 'cass'").note) == {"mask_ap50 does not exist here"}
     with pytest.raises(UserError, match=r"report\.metric: no metric 'miou' for single-label data"):
         run(mixed[0], tmp_path, metric="miou")
 
 
+def _with_mask_ap(entry: Entry) -> Entry:
+    if entry.task.stage != "finetune" or entry.receipt is None:
+        return entry
+    test = entry.receipt.metrics["test"] | {"mask_ap50": 0.5}
+    return replace(entry, receipt=replace(entry.receipt, metrics=entry.receipt.metrics | {"test": test}))
+
+
 def test_without_shards_the_description_says_the_kind(
-    mixed: tuple[list[Entry], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed: tuple[list[Entry], Path], tmp_path: Path
 ) -> None:
     waiting = [replace(entry, receipt=None) for entry in mixed[0] if "cells" in entry.task.id]
-    monkeypatch.setattr(Dataset, "kind", "segmentation")
+    pages = ShardSpec(dataset=Dataset(name="cells", source="digit_pages")).model_dump()
+    waiting[0] = replace(waiting[0], task=replace(waiting[0].task, spec=pages))
     folder = run(waiting, tmp_path)
     assert set(pd.read_csv(folder / "gains.csv").metric) == {"miou"}
     assert "miou" in pd.read_csv(folder / "results.csv").columns

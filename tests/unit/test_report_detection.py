@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
+from pipeline.evaluate.detection_metrics import AveragePrecision, Detections, Truth
 from pipeline.evaluate.protocols import METRICS_OF
 from pipeline.report import weighted_detection
 from pipeline.report.predictions import Detected, prediction_of
@@ -130,6 +131,19 @@ def test_a_resamples_average_precision_is_cocos_of_its_images(seed: int) -> None
             drawn = np.repeat(np.arange(IMAGES), weight.astype(int))
             wanted = coco([found[at] for at in drawn], [truth[at] for at in drawn])
             assert {name: values[name][0, row] for name in NAMES} == pytest.approx(wanted, abs=1e-6)
+
+
+def test_weights_of_one_give_what_the_protocols_report() -> None:
+    judge = AveragePrecision(CLASSES, masks=False, matches=True)
+    for found, truth in zip(*draw(2)):
+        area = np.prod(truth["boxes"][:, 2:] - truth["boxes"][:, :2], axis=1)
+        theirs = [truth["boxes"].astype(np.float32), truth["labels"], truth["iscrowd"].astype(bool), area]
+        scores = found["scores"].astype(np.float32)
+        judge.add(Detections(found["boxes"].astype(np.float32), found["labels"], scores), Truth(*theirs))
+    made = prediction_of(judge.arrays() | {"rows": np.arange(IMAGES)})
+    assert isinstance(made, Detected)
+    values = DetectionResamples(made, np.ones((1, IMAGES))).metrics(NAMES, [made])
+    assert {name: values[name][0, 0] for name in NAMES} == pytest.approx(judge.metrics(), abs=1e-6)
 
 
 def test_classes_without_objects_are_left_out_and_without_any_there_is_no_value() -> None:

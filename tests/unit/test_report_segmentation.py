@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, jaccard_score, recall_score
 
 from pipeline.evaluate.protocols import METRICS_OF
+from pipeline.evaluate.segmentation_metrics import confusion, evaluate
 from pipeline.report import weighted_segmentation
 from pipeline.report.predictions import Segmented, prediction_of
 from pipeline.report.statistics import resample_weights
@@ -29,9 +30,9 @@ def maps() -> tuple[np.ndarray, np.ndarray]:
 
 
 def prediction(true: np.ndarray, predicted: np.ndarray) -> Segmented:
-    confusion = np.zeros((IMAGES, CLASSES, CLASSES), np.uint32)
-    np.add.at(confusion, (np.arange(IMAGES)[:, None], true, predicted), 1)
-    found = prediction_of({"confusion": confusion, "rows": np.arange(IMAGES)})
+    counts = np.zeros((IMAGES, CLASSES, CLASSES), np.uint32)
+    np.add.at(counts, (np.arange(IMAGES)[:, None], true, predicted), 1)
+    found = prediction_of({"confusion": counts, "rows": np.arange(IMAGES)})
     assert isinstance(found, Segmented)
     return found
 
@@ -62,6 +63,14 @@ def test_a_resamples_metrics_are_those_of_its_images(maps: tuple[np.ndarray, np.
         assert {name: found[name][0, row] for name in NAMES} == pytest.approx(wanted)
         assert all(found[name][1, row] == 1 for name in NAMES)
     assert 5 < missing < 35  # the mean is over another number of classes then
+
+
+def test_weights_of_one_give_what_the_protocols_report(maps: tuple[np.ndarray, np.ndarray]) -> None:
+    confusions = np.stack([confusion(said, truth.astype(np.uint8), CLASSES) for truth, said in zip(*maps)])
+    found = prediction_of({"confusion": confusions, "rows": np.arange(IMAGES)})
+    assert isinstance(found, Segmented)
+    once = SegmentationResamples(found, np.ones((1, IMAGES))).metrics(NAMES, [found])
+    assert {name: once[name][0, 0] for name in NAMES} == pytest.approx(evaluate(confusions), rel=1e-12)
 
 
 def test_draws_taken_in_parts_give_the_same_bits(
