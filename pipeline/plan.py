@@ -32,7 +32,7 @@ FORMATS = {
     "search": 1,
     "pretrain": 1,
     "finetune": 2,
-    "aggregate": 1,
+    "aggregate": 2,
 }  # raise one when a stage's results change
 
 
