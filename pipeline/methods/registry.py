@@ -90,6 +90,8 @@ _HSSL_SEARCH = "pipeline.methods.hssl_search:HsslSearch"
 _SCATSIMCLR_RECIPE = _BASE_RECIPE | {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-5}
 _CROSS = "pipeline.methods.cass:CrossArchitecture"
 _TWO_VIEWS = {"views": 2, "head": "projector"}
+_FOUR_PAIRS = _TWO_VIEWS | {"regulariser": "infonce", "pairs": "cross+self", "projector_dim": 128}
+_PLUS = _FOUR_PAIRS | {"n_local": 2}
 
 METHODS: dict[str, MethodInfo] = {
     info.name: info
@@ -121,9 +123,12 @@ METHODS: dict[str, MethodInfo] = {
             "cass_nce",
             _CROSS,
             CrossArchitectureOptions,
-            preset=_TWO_VIEWS | {"regulariser": "infonce", "pairs": "cross+self", "projector_dim": 128},
+            preset=_FOUR_PAIRS,
             joint=True,
             recipe=_TWO_VIEW_RECIPE,
+        ),
+        MethodInfo(
+            "cass_plus", _CROSS, CrossArchitectureOptions, preset=_PLUS, joint=True, recipe=_TWO_VIEW_RECIPE
         ),
         MethodInfo("dino", "pipeline.methods.dino:Dino", DinoOptions, recipe=_DINO_RECIPE),
         MethodInfo(

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.protocols import METRICS, MULTILABEL_METRICS
 from pipeline.manifest import Damaged
 from pipeline.report.load import PLACE, Collected, cells, pairs
 from pipeline.report.parallel import in_parallel, workers
-from pipeline.report.predictions import Prediction, read_prediction
-from pipeline.report.statistics import intervals, resample_weights
+from pipeline.report.predictions import Classified, Detected, Prediction, Segmented, read_prediction
+from pipeline.report.statistics import intervals, resample_weights, seed_weights
 from pipeline.report.weighted import Resamples
+from pipeline.report.weighted_detection import DetectionResamples
+from pipeline.report.weighted_segmentation import SegmentationResamples
 from pipeline.specs import ReportSettings
 
 SEED = 0  # of the resamples: the tables of one experiment never differ between two runs
 WEIGHTS = 20_000_000  # made at a time: draws are dealt out in parts on large test splits
 TASKS_A_PROCESS = 1000  # below, a process costs more than it saves
-VALUES = 2_000_000  # tasks × classes × draws (or samples) that are computed at a time
+VALUES = 2_000_000  # tasks × classes × draws (or a task's predictions) that are computed at a time
+_RESAMPLES: dict[type, Any] = {
+    Classified: Resamples,
+    Segmented: SegmentationResamples,
+    Detected: DetectionResamples,
+}
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,14 @@ class Bootstrap:
 
     Attributes:
         metrics: metric → (cells, 2), a row for each of :func:`pipeline.report.load.cells`.
-        gains: (cells, 2), of the report's metric over the baseline's.
+        gains: (cells, 2), of the compared metric over the baseline's, when seeds are drawn too.
+        test_gains: the same of the test samples alone, seeds as they are.
         damaged: task key → what is wrong with its predictions, which are in no interval.
     """
 
     metrics: dict[str, np.ndarray]
     gains: np.ndarray
+    test_gains: np.ndarray
     damaged: dict[str, str]
 
 
@@ -55,7 +64,7 @@ def bootstrap(collected: Collected, settings: ReportSettings) -> Bootstrap:
         dataset, places = part
         split = _Split(collected.groups.get(dataset), settings.bootstrap)
         for place in places:
-            run.fill(place, split)
+            run.fill(dataset, place, split)
         return run.found
 
     worth_it = len(parts) > len(set(datasets))
@@ -68,17 +77,14 @@ def bootstrap(collected: Collected, settings: ReportSettings) -> Bootstrap:
 class _Run:
     def __init__(self, collected: Collected, settings: ReportSettings) -> None:
         results = collected.results
-        self._settings = settings
+        self._settings, self._compared = settings, collected.compared
         self._cells = cells(results)
         self._entries = [collected.finished.get(key) for key in results["task_key"]]
         self._places = results.groupby(PLACE, sort=False).ngroup().to_numpy()
         self._is_base = (results["method"] == settings.baseline).to_numpy()
-        self._base_of = dict(pairs(results, settings).tolist())
-        self.found = Bootstrap(
-            {name: np.full((len(self._cells), 2), np.nan) for name in collected.metrics},
-            np.full((len(self._cells), 2), np.nan),
-            {},
-        )
+        self._base_of = dict(pairs(collected, settings).tolist())
+        ends = {name: np.full((len(self._cells), 2), np.nan) for name in (*collected.metrics, "gain", "test")}
+        self.found = Bootstrap(gains=ends.pop("gain"), test_gains=ends.pop("test"), metrics=ends, damaged={})
 
     def places(self, chosen: np.ndarray) -> list[list[int]]:
         """The cells among the chosen rows that are compared with each other, that of the baseline first."""
@@ -89,9 +95,9 @@ class _Run:
         first = {cell: not self._is_base[self._cells[cell][0]] for place in places.values() for cell in place}
         return [sorted(place, key=first.__getitem__) for place in places.values()]
 
-    def fill(self, place: list[int], split: _Split) -> None:
+    def fill(self, dataset: str, place: list[int], split: _Split) -> None:
         """Compute the intervals of a place's cells, some cells at a time."""
-        metric = self._settings.metric
+        metric = self._compared[dataset]
         of_base: dict[int, np.ndarray] = {}  # row → (B,) that metric of the baseline
         while place:
             sizes = np.cumsum([len(self._cells[cell]) for cell in place])
@@ -111,9 +117,10 @@ class _Run:
                     of_base |= {row: drawn[metric][at[row]] for row in mine}
                 paired = [row for row in mine if self._base_of.get(row) in of_base]
                 if paired:
-                    base = np.mean([of_base[self._base_of[row]] for row in paired], axis=0)
-                    averages.append(drawn[metric][[at[row] for row in paired]].mean(axis=0) - base)
-                    ends.append(self.found.gains[cell])
+                    base = np.stack([of_base[self._base_of[row]] for row in paired])
+                    gains = drawn[metric][[at[row] for row in paired]] - base
+                    averages += [gains.mean(axis=0), (gains * split.seeds(len(paired))).sum(axis=0)]
+                    ends += [self.found.test_gains[cell], self.found.gains[cell]]
             for end, found in zip(ends, intervals(averages, self._settings.confidence)):
                 end[:] = found
 
@@ -123,6 +130,7 @@ class _Run:
         for name, ends in self.found.metrics.items():
             ends[theirs] = found.metrics[name][theirs]
         self.found.gains[theirs] = found.gains[theirs]
+        self.found.test_gains[theirs] = found.test_gains[theirs]
         self.found.damaged.update(found.damaged)
 
     def _read(self, rows: Sequence[int]) -> tuple[list[int], list[Prediction]]:
@@ -145,30 +153,38 @@ class _Split:
 
     def __init__(self, groups: np.ndarray | None, draws: int) -> None:
         self._groups, self._draws = groups, draws
-        self._samples = self._targets = np.empty(0)
-        self._parts: list[Resamples] = []
+        self._samples = self._truth = np.empty(0)
+        self._parts: list[Resamples | SegmentationResamples | DetectionResamples] = []
+        self._seeds: dict[int, np.ndarray] = {}
         self.tasks_at_once = 1
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
-        """Metric → float64 (T, B) of T predictions; nothing of none."""
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Metric → float64 (T, B) of T predictions of one kind; nothing of none."""
         if not predictions:
             return {}
         if not self._parts:
-            self._resample(*predictions[0])
-        for _, targets, samples in predictions:  # one data set, one test split
-            assert np.array_equal(samples, self._samples) and np.array_equal(targets, self._targets)
-        names = MULTILABEL_METRICS if self._targets.ndim == 2 else METRICS
-        probabilities = np.stack([probabilities for probabilities, _, _ in predictions])
-        parts = [part.metrics(names, probabilities) for part in self._parts]
+            self._resample(predictions[0])
+        for prediction in predictions:  # one data set, one test split
+            assert np.array_equal(prediction.rows, self._samples)
+            assert np.array_equal(prediction.truth, self._truth)
+        names = predictions[0].metrics
+        parts = [part.metrics(names, predictions) for part in self._parts]
         return {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
 
-    def _resample(self, probabilities: np.ndarray, targets: np.ndarray, samples: np.ndarray) -> None:
-        self._samples, self._targets = samples, targets
-        named = None if self._groups is None else list(self._groups[samples])
-        count, classes = probabilities.shape
+    def seeds(self, number: int) -> np.ndarray:
+        """float64 (S, B): the share of each of so many seeds in every resample."""
+        if number not in self._seeds:
+            drawn = seed_weights(number, draws=self._draws, seed=SEED)
+            self._seeds[number] = np.ascontiguousarray(drawn.T)
+        return self._seeds[number]
+
+    def _resample(self, first: Prediction) -> None:
+        self._samples, self._truth = first.rows, first.truth
+        named = None if self._groups is None else list(self._groups[first.rows])
+        count = len(first.rows)
         at_once = max(1, WEIGHTS // count)
         for number, start in enumerate(range(0, self._draws, at_once)):
             size = min(at_once, self._draws - start)
             weights = resample_weights(named, count=count, draws=size, seed=SEED + number)
-            self._parts.append(Resamples(targets, weights, classes=classes))
-        self.tasks_at_once = max(1, VALUES // (classes * max(self._draws, count)))
+            self._parts.append(_RESAMPLES[type(first)](first, weights))
+        self.tasks_at_once = max(1, VALUES // max(first.values, first.classes * self._draws))

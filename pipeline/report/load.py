@@ -11,40 +11,51 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluate.protocols import METRICS, MULTILABEL_METRICS
-from pipeline.specs import FinetuneSpec, PretrainSpec, ReportSettings, ShardSpec
+from pipeline.evaluate.protocols import ALL_METRICS, METRICS_OF, check_metric
+from pipeline.report.unfinished import Unfinished, state_of, unfinished
+from pipeline.specs import (
+    Backbone,
+    Dataset,
+    FinetuneSpec,
+    PretrainSpec,
+    ReportSettings,
+    SearchSpec,
+    ShardSpec,
+)
 from pipeline.stages.work import Entry
 from shards import Index
 
 IDENTITY = ["dataset", "method", "backbone", "arch", "protocol", "fraction"]  # a row of summary.csv
-PLACE = [name for name in IDENTITY if name != "method"]  # where methods are compared
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """A task without a result, and why.
-
-    Attributes:
-        state: ``failed``, or ``missing`` where it never ran to its end.
-        reason: one line.
-        log: the file its job wrote to, where it is known.
-        last_line: of that file.
-    """
-
-    task: str
-    state: str
-    reason: str
-    log: str | None = None
-    last_line: str | None = None
+PLACE = ["dataset", "arch", "protocol", "fraction"]  # where methods are compared, each with its own backbone
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A finished pretraining: what it was, and where its log is."""
+    """A finished pretraining, or a search before one: what it was, and where its log is."""
 
     spec: PretrainSpec
     folder: Path
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedNet:
+    """A backbone as it is pretrained.
+
+    Attributes:
+        image_size: side of the images in pixels.
+        params, gmac: what it costs (:mod:`pipeline.nets.cost`); None until a pretraining has said so.
+    """
+
+    backbone: Backbone
+    image_size: int
+    params: int | None
+    gmac: float | None
+
+    def is_same_net(self, other: TrainedNet) -> bool:
+        """Whether it is built alike, whatever weights it starts from."""
+        mine, theirs = self.backbone, other.backbone
+        return (mine.name, mine.args) == (theirs.name, theirs.args)
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,14 @@ class Collected:
         finished: task key → the finished fine-tune task.
         groups: data set → the group of every sample, in the order of samples.csv; None where it has no
             groups.
-        costs: one row a finished pretrain or fine-tune task: stage, dataset, method, images_seen, seconds,
-            device, device_seconds, world_size, peak_memory_bytes.
+        costs: one row a finished search, pretrain or fine-tune task: stage, dataset, method, images_seen,
+            seconds, device, device_seconds, world_size, peak_memory_bytes.
         planned: (stage, data set, method) → how many tasks the manifest has of it.
+        searches: the finished ones.
+        backbones: (data set, method, architecture) → the net.
         methods: in the experiment's order.
-        metrics: the metric columns of ``results``.
+        metrics: the metric columns of ``results``: of every kind of labels among the data sets.
+        compared: data set → the metric by which methods are compared on it.
     """
 
     results: pd.DataFrame
@@ -70,23 +84,33 @@ class Collected:
     planned: Counter[tuple[str, str, str]]
     pretrainings: list[Pretraining]
     unfinished: list[Unfinished]
+    searches: list[Pretraining]
+    backbones: dict[tuple[str, str, str], TrainedNet]
     methods: list[str]
     metrics: tuple[str, ...]
+    compared: dict[str, str]
 
 
-def collect(entries: Sequence[Entry]) -> Collected:
+def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
     """Read the receipts of every task of a manifest.
 
     Args:
         entries: in plan order, finished or not.
+        metric: the report's; data sets of other kinds are compared by the one that stands in for it.
+
+    Raises:
+        UserError: there is no such metric for the labels of a data set.
     """
     by_id = {entry.task.id: entry for entry in entries}
-    groups = {
-        ShardSpec.model_validate(entry.task.spec).dataset.name: sample_groups(entry.folder)
-        for entry in entries
-        if entry.task.stage == "shard" and entry.receipt is not None
-    }
-    pretrainings, costs, methods = [], [], []
+    groups, tasks = {}, {}
+    for entry in entries:
+        if entry.task.stage == "shard":
+            data = ShardSpec.model_validate(entry.task.spec).dataset
+            tasks[data.name] = _labels_of(data, entry)
+            if entry.receipt is not None:
+                groups[data.name] = sample_groups(entry.folder)
+    pretrainings, searches, costs, methods = [], [], [], []
+    backbones: dict[tuple[str, str, str], TrainedNet] = {}
     planned: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
         if entry.task.stage == "pretrain":
@@ -95,6 +119,16 @@ def collect(entries: Sequence[Entry]) -> Collected:
             planned["pretrain", spec.dataset, spec.label] += 1
             if entry.receipt is not None:
                 pretrainings.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
+                costs.append(_cost_row(entry, spec.dataset, spec.label))
+            for arch, net in _trained_nets(spec, entry).items():
+                place = spec.dataset, spec.label, arch
+                if place not in backbones or net.params is not None:
+                    backbones[place] = net
+        elif entry.task.stage == "search":
+            spec = SearchSpec.model_validate(entry.task.spec)
+            planned["search", spec.dataset, spec.label] += 1
+            if entry.receipt is not None:
+                searches.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
                 costs.append(_cost_row(entry, spec.dataset, spec.label))
     rows, finished = [], {}
     for entry in entries:
@@ -105,7 +139,7 @@ def collect(entries: Sequence[Entry]) -> Collected:
             if entry.receipt is not None:
                 finished[entry.task.key] = entry
                 costs.append(_cost_row(entry, spec_.dataset, spec_.label))
-    metrics = MULTILABEL_METRICS if any("map" in row for row in rows) else METRICS
+    metrics = tuple(name for name in ALL_METRICS if any(name in METRICS_OF[task] for task in tasks.values()))
     order = list(dict.fromkeys(methods))
     return Collected(
         results=_ordered(rows, metrics, order),
@@ -114,9 +148,15 @@ def collect(entries: Sequence[Entry]) -> Collected:
         costs=pd.DataFrame(costs, columns=list(_COST_COLUMNS)),
         planned=planned,
         pretrainings=pretrainings,
-        unfinished=[_unfinished(entry, by_id) for entry in entries if entry.receipt is None],
+        unfinished=[unfinished(entry, by_id) for entry in entries if entry.receipt is None],
+        searches=searches,
+        backbones=backbones,
         methods=order,
         metrics=metrics,
+        compared={
+            name: _compared(metric, task, [row for row in rows if row["dataset"] == name])
+            for name, task in tasks.items()
+        },
     )
 
 
@@ -127,17 +167,28 @@ def cells(results: pd.DataFrame) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(order) else []
 
 
-def pairs(results: pd.DataFrame, settings: ReportSettings) -> np.ndarray:
+def compared_values(collected: Collected) -> np.ndarray:
+    """float64, one a row of ``results``: the metric by which methods are compared on its data set."""
+    results = collected.results
+    values = np.full(len(results), np.nan)
+    for dataset, metric in collected.compared.items():
+        mine = (results["dataset"] == dataset).to_numpy()
+        values[mine] = results[metric].to_numpy()[mine]
+    return values
+
+
+def pairs(collected: Collected, settings: ReportSettings) -> np.ndarray:
     """Rows of ``results`` whose difference is a gain: those of a method beside those of the baseline.
 
-    They share everything but the method, and have the report's metric both.
+    They share data set, architecture, protocol, fraction and seed, and have the metric to compare both.
 
     Returns:
         int (P, 2): positions of the method's rows, in order, and of the baseline's.
     """
-    keys = [*PLACE, "seed"]
+    results, keys = collected.results, [*PLACE, "seed"]
     rows = results[keys].assign(at=np.arange(len(results)))
-    is_base, exists = results["method"] == settings.baseline, results[settings.metric].notna()
+    is_base = (results["method"] == settings.baseline).to_numpy()
+    exists = ~np.isnan(compared_values(collected))
     both = rows[~is_base & exists].merge(rows[is_base & exists], on=keys, suffixes=("", "_base"))
     return both[["at", "at_base"]].to_numpy()
 
@@ -146,6 +197,42 @@ def sample_groups(folder: Path) -> np.ndarray | None:
     """The group (patient, slide) of every sample of a shard folder, or None where it has no groups."""
     groups = Index.open(folder).samples["group"].fillna("").astype(str).to_numpy(object)
     return groups if (groups != "").any() else None
+
+
+def _labels_of(dataset: Dataset, entry: Entry) -> str:
+    """Which labels a data set has, a key of ``METRICS_OF``: its shards say it, else its description."""
+    said = None if entry.receipt is None else entry.receipt.metrics.get("task")
+    if said is not None:
+        return said
+    if dataset.kind != "classification":
+        return dataset.kind
+    return "multilabel" if len(dataset.label_columns) > 1 or dataset.label_separator else "multiclass"
+
+
+def _compared(metric: str, task: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The metric that stands in for the report's on one data set: that of boxes where there are no masks.
+
+    Args:
+        rows: of this data set.
+    """
+    name = check_metric(metric, task=task, key="report.metric")
+    boxes = name.replace("mask_", "box_")
+    boxes_only = any(boxes in row for row in rows) and not any(name in row for row in rows)
+    return boxes if boxes_only else name
+
+
+def _trained_nets(spec: PretrainSpec, entry: Entry) -> dict[str, TrainedNet]:
+    """Architecture → net, of one pretraining, finished or not."""
+    counted = {} if entry.receipt is None else entry.receipt.metrics.get("backbones", {})
+    return {
+        arch: TrainedNet(
+            backbone,
+            spec.train.image_size,
+            counted.get(arch, {}).get("params"),
+            counted.get(arch, {}).get("gmac"),
+        )
+        for arch, backbone in spec.backbones.items()
+    }
 
 
 def _result_row(entry: Entry, spec: FinetuneSpec, by_id: dict[str, Entry]) -> dict[str, Any]:
@@ -159,7 +246,7 @@ def _result_row(entry: Entry, spec: FinetuneSpec, by_id: dict[str, Entry]) -> di
         "protocol": spec.protocol,
         "fraction": spec.fraction,
         "seed": spec.seed,
-        "status": "done" if entry.receipt is not None else _state(entry),
+        "status": state_of(entry),
         "collapsed": None if trained is None else trained.metrics.get("collapsed", {}).get(spec.arch),
         "task_key": entry.task.key,
         "pretrain_key": "" if pretrain is None else pretrain.task.key,
@@ -207,34 +294,3 @@ def _cost_row(entry: Entry, dataset: str, method: str) -> dict[str, Any]:
     assert receipt is not None
     measured = {name: getattr(receipt, name) for name in _COST_COLUMNS[3:]}
     return {"stage": entry.task.stage, "dataset": dataset, "method": method, **measured}
-
-
-def _state(entry: Entry) -> str:
-    return "failed" if entry.error is not None else "missing"
-
-
-def _unfinished(entry: Entry, by_id: dict[str, Entry]) -> Unfinished:
-    error = entry.error
-    if error is None:
-        open_needs = [need for need in entry.task.needs if by_id[need].receipt is None]
-        reason = f"waits for {', '.join(open_needs)}" if open_needs else "not run, or still running"
-        return Unfinished(entry.task.id, "missing", reason)
-    message = " ".join(str(error.get("message") or "no message").split())
-    kind = "" if error.get("user_error") or not error.get("kind") else f"{error['kind']}: "
-    log = error.get("log")
-    trace = error.get("traceback") or []
-    last = _last_line(Path(log)) if log else None
-    return Unfinished(
-        entry.task.id, "failed", kind + message, log, last or (trace[-1].strip() if trace else None)
-    )
-
-
-def _last_line(path: Path, tail: int = 8192) -> str | None:
-    """The last line of a log that is not blank; None where the log cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - tail))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((line.strip() for line in reversed(lines) if line.strip()), None)

@@ -13,14 +13,20 @@ from pipeline.report.plots import ARCHITECTURES
 from pipeline.specs import ReportSettings
 
 COLLAPSED = "†"
+BACKBONE_TEXT = (
+    "Without classifier; 10⁹ multiply-adds of one image at the size of pretraining. Fewer parameters do not"
+    " mean less to compute."
+)
+SEARCH_TEXT = (
+    "Candidates of each search, the best first; the one in bold went into the pretraining. Discrepancy and"
+    " CKA distance say how much a candidate differs from the net that it is to teach."
+)
 
 
 def render(
     name: str,
     collected: Collected,
-    summary: pd.DataFrame,
-    gains: pd.DataFrame,
-    cost: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
     images: Mapping[str, Sequence[Path]],
     settings: ReportSettings,
 ) -> str:
@@ -28,39 +34,48 @@ def render(
 
     Args:
         name: of the experiment.
+        tables: by the names of their files.
         images: data set → PNG files beside the report.
     """
-    shared = f"{100 * settings.confidence:g} %"
-    parts = [f"# {name}", _best(summary, settings.metric), _unfinished(collected.unfinished)]
-    datasets = list(dict.fromkeys(summary["dataset"]))
-    for dataset in datasets:
+    summary, gains = tables["summary"], tables["gains"]
+    confidence = f"{100 * settings.confidence:g} %"
+    parts = [f"# {name}", _best(summary), _unfinished(collected.unfinished)]
+    for dataset in dict.fromkeys(summary["dataset"]):
         mine = summary[summary["dataset"] == dataset]
+        metric = collected.compared[dataset]
         grouped = collected.groups.get(dataset) is not None
         unit = "whole groups (patients) of the test split" if grouped else "images of the test split"
         parts += [
-            f"## {dataset}: {settings.metric}",
-            f"Mean over seeds [{shared} interval from a bootstrap that resamples {unit}].",
-            _pivot(mine, settings.metric),
+            f"## {dataset}: {metric}",
+            f"Mean over seeds [{confidence} interval from a bootstrap that resamples {unit}].",
+            _pivot(mine, metric),
         ]
         parts += [f"![{path.stem}]({path.name})" for path in images.get(dataset, ())]
         parts += [
             f"## {dataset}: gain over {settings.baseline}",
-            f"Mean over seeds of {settings.metric} minus that of `{settings.baseline}` with the same seed,"
-            f" labels and test images [{shared} interval over test samples]; p from a paired t-test over"
-            " seeds, not adjusted for the number of comparisons.",
+            f"Mean over seeds of {metric} minus that of `{settings.baseline}` with the same seed, labels and"
+            f" test images [{confidence} interval over seeds and test samples, both resampled]; p from a"
+            " paired t-test over seeds; adjusted p by Holm's rule over the methods and label fractions of one"
+            " net and one protocol on this data set.",
             _gains(gains[gains["dataset"] == dataset]),
         ]
-    parts += ["## Cost", _cost_text(settings.baseline), _cost(cost), _notes(collected, summary)]
+    if "search" in tables:
+        parts += ["## Searches", SEARCH_TEXT, _searches(tables["search"])]
+    parts += ["## Backbones", BACKBONE_TEXT, _backbones(tables["backbones"])]
+    parts += ["## Cost", _cost_text(settings.baseline), _cost(tables["cost"]), _notes(collected, summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _best(summary: pd.DataFrame, metric: str) -> str:
+def _best(summary: pd.DataFrame) -> str:
     rows = []
     several = summary["dataset"].nunique() > 1
-    done = summary[(summary["n"] > 0) & summary[metric].notna()]
-    for place, cell in done.groupby(["dataset", "fraction", "arch"], sort=True):
-        dataset, fraction, arch = cast(tuple[str, float, str], place)
-        ranked = cell.sort_values(metric, ascending=False, kind="stable")
+    metrics = list(dict.fromkeys(summary["metric"]))
+    for place, cell in summary.groupby(["dataset", "fraction", "arch", "metric"], sort=True):
+        dataset, fraction, arch, metric = cast(tuple[str, float, str, str], place)
+        done = cell[(cell["n"] > 0) & cell[metric].notna()]
+        if done.empty:
+            continue
+        ranked = done.sort_values(metric, ascending=False, kind="stable")
         first = ranked.iloc[0]
         others = ranked[ranked["method"] != first["method"]]
         note = ""
@@ -72,6 +87,7 @@ def _best(summary: pd.DataFrame, metric: str) -> str:
         rows.append(
             [
                 *([dataset] if several else []),
+                *([metric] if len(metrics) > 1 else []),
                 f"{100 * fraction:g} %",
                 ARCHITECTURES[arch],
                 f"{first['method']}{_mark(first)}",
@@ -83,10 +99,12 @@ def _best(summary: pd.DataFrame, metric: str) -> str:
         )
     if not rows:
         return "## Best at each label fraction\n\nNo fine-tuning has finished."
-    header = ["labels", "net", "best method", "backbone", "protocol", metric, "next method"]
+    header = [*(["data set"] if several else []), *(["metric"] if len(metrics) > 1 else [])]
+    header += ["labels", "net", "best method", "backbone", "protocol"]
+    header += [metrics[0] if len(metrics) == 1 else "value", "next method"]
     return (
         "## Best at each label fraction\n\n"
-        + _table([*(["data set"] if several else []), *header], rows)
+        + _table(header, rows)
         + "\n\nThe best is picked on the test split itself, so its value is a little too good."
     )
 
@@ -108,13 +126,13 @@ def _unfinished(unfinished: Sequence[Unfinished]) -> str:
 def _pivot(summary: pd.DataFrame, metric: str) -> str:
     fractions = sorted(set(summary["fraction"]))
     rows = []
-    for place, cells in summary.groupby(["arch", "backbone", "protocol", "method"], sort=False):
-        arch, backbone, protocol, method = cast(tuple[str, str, str, str], place)
+    for place, cells in summary.groupby(["arch", "protocol", "method", "backbone"], sort=False):
+        arch, protocol, method, backbone = cast(tuple[str, str, str, str], place)
         by_fraction = {row["fraction"]: row for _, row in cells.iterrows()}
         values = [_cell(by_fraction.get(fraction), metric) for fraction in fractions]
-        rows.append([ARCHITECTURES[arch], backbone, protocol, method, *values])
-    rows.sort(key=lambda row: row[:3])
-    header = ["net", "backbone", "protocol", "method", *(f"{100 * f:g} % labels" for f in fractions)]
+        rows.append([ARCHITECTURES[arch], protocol, method, backbone, *values])
+    rows.sort(key=lambda row: row[:2])
+    header = ["net", "protocol", "method", "backbone", *(f"{100 * f:g} % labels" for f in fractions)]
     return _table(header, rows)
 
 
@@ -146,17 +164,55 @@ def _gains(gains: pd.DataFrame) -> str:
     for _, row in gains.iterrows():
         place = [ARCHITECTURES[row["arch"]], row["protocol"], row["method"], f"{100 * row['fraction']:g} %"]
         if not row["n"]:
-            rows.append([*place, "**missing**", "", "0", row["note"]])
+            rows.append([*place, "**missing**", "", "", "0", row["note"]])
             continue
         gain = f"{row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
-        p_value = "" if pd.isna(row["p_value"]) else f"{row['p_value']:.3g}"
-        rows.append([*place, gain, p_value, str(row["n"]), row["note"]])
-    return _table(["net", "protocol", "method", "labels", "gain", "p", "seeds", "note"], rows)
+        p_values = [_number(row[name], ".3g") for name in ("p_value", "p_holm")]
+        rows.append([*place, gain, *p_values, str(row["n"]), row["note"]])
+    return _table(["net", "protocol", "method", "labels", "gain", "p", "adjusted p", "seeds", "note"], rows)
+
+
+def _searches(search: pd.DataFrame) -> str:
+    if search.empty:
+        return "None has finished."
+    rows = [
+        [
+            row["dataset"],
+            row["method"],
+            ARCHITECTURES[row["arch"]],
+            row["backbone"],
+            str(row["seed"]),
+            str(row["rank"]),
+            f"**{row['candidate']}**" if row["chosen"] else row["candidate"],
+            *(_number(row[name], ".3f") for name in ("discrepancy", "cka_distance", "loss")),
+        ]
+        for _, row in search.iterrows()
+    ]
+    header = ["data set", "method", "net", "backbone", "seed", "rank", "candidate"]
+    return _table([*header, "discrepancy", "CKA distance", "loss"], rows)
+
+
+def _backbones(backbones: pd.DataFrame) -> str:
+    rows = [
+        [
+            row["dataset"],
+            row["method"],
+            ARCHITECTURES[row["arch"]],
+            row["backbone"],
+            str(row["image_size"]),
+            _number(row["params_m"], ".2f"),
+            _number(row["gmac"], ".3g"),
+        ]
+        for _, row in backbones.iterrows()
+    ]
+    header = ["data set", "method", "net", "backbone", "image size", "parameters (M)", "GMAC"]
+    return _table(header, rows)
 
 
 def _cost_text(baseline: str) -> str:
     return (
         "All pretrainings of a method together: one that trains each net by itself is charged for both."
+        " Searches count as pretraining."
         f" Ratios are of device-seconds to those of `{baseline}`, of pretraining alone and with fine-tuning."
     )
 

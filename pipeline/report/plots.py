@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def plot_fractions(summary: pd.DataFrame, path: Path, *, metric: str, methods: S
 
 
 def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Sequence[str]) -> None:
+    """One line a method; one whose backbone is not the panel's usual one is dashed, and names it."""
     fractions = sorted(set(panel["fraction"]))
-    backbones = list(dict.fromkeys(panel["backbone"]))
+    backbones = [name for name, _ in Counter(panel["backbone"]).most_common()]
     lines = [
         (method, backbone, rows)
         for method in methods
@@ -97,7 +99,7 @@ def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Seque
                 (rows[metric] - rows[f"{metric}_low"]).clip(lower=0).fillna(0),
                 (rows[f"{metric}_high"] - rows[metric]).clip(lower=0).fillna(0),
             ],
-            label=method if len(backbones) == 1 else f"{method} ({backbone})",
+            label=method if backbone == backbones[0] else f"{method} ({backbone})",
             markerfacecolor="white" if rows["collapsed"].any() else None,
             color=COLOURS[place % len(COLOURS)],
             marker=MARKERS[place % len(MARKERS)],

@@ -1,21 +1,162 @@
-"""Reading predictions.npz: once, with the check against the receipt on the bytes that are read."""
+"""Reading predictions.npz: once, with the check against the receipt on the bytes that are read.
+
+The arrays that a file holds say which kind of labels it is for, and so what its metrics are made of.
+"""
 
 from __future__ import annotations
 
 import functools
 import io
 import struct
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.evaluate.protocols import METRICS_OF
 from pipeline.manifest import read_sound
 from pipeline.stages.work import Entry
 
-Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]  # probabilities (N, K), targets, rows of samples.csv
+BOX_METRICS = 3  # of those of detection, which stand first; the others need masks
 LOCAL_HEADER = struct.Struct("<4s2xHH8xLLHH")  # signature, flags, method, sizes, lengths of name and extra
 SIGNATURE = b"PK\x03\x04"
 STREAMED = 0x08  # flag: the sizes stand after the member
 IN_EXTRA = 0xFFFFFFFF  # the size stands in the extra field
+
+
+class Classified(NamedTuple):
+    """Of N images and K classes.
+
+    Attributes:
+        probabilities: (N, K).
+        targets: int (N,), or (N, K) of 0 and 1.
+        rows: int (N,), of samples.csv.
+    """
+
+    probabilities: np.ndarray
+    targets: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that exist for these labels."""
+        return METRICS_OF["multilabel" if self.targets.ndim == 2 else "multiclass"]
+
+    @property
+    def truth(self) -> np.ndarray:
+        """What all predictions of one test split have in common."""
+        return self.targets
+
+    @property
+    def classes(self) -> int:
+        return self.probabilities.shape[1]
+
+    @property
+    def values(self) -> int:
+        """How many numbers are in memory."""
+        return self.probabilities.size
+
+
+class Segmented(NamedTuple):
+    """Of N images and K classes, pixels counted by class; the counts of an image's confusion add up to them.
+
+    Attributes:
+        right, true, predicted: int64 (N, K): pixels of a class that were predicted as it, all that are of
+            it, and all that were predicted as it.
+        rows: int (N,), of samples.csv.
+    """
+
+    right: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that exist for these labels."""
+        return METRICS_OF["segmentation"]
+
+    @property
+    def truth(self) -> np.ndarray:
+        """What all predictions of one test split have in common: not the pixels, whose number is a choice."""
+        return self.rows
+
+    @property
+    def classes(self) -> int:
+        return self.true.shape[1]
+
+    @property
+    def values(self) -> int:
+        """How many numbers are in memory."""
+        return 3 * self.true.size
+
+
+class Detections(NamedTuple):
+    """D detections in N images.
+
+    Attributes:
+        image: int (D,), places 0 to N - 1 in the test split.
+        label: int (D,), classes.
+        score: float (D,).
+        match: int8 (D, 10), at an IoU of .50, .55, … .95: 1 found an object, 0 none, -1 not counted.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    match: np.ndarray
+
+
+class Detected(NamedTuple):
+    """Of N images and K classes.
+
+    Attributes:
+        boxes: matched by their boxes.
+        masks: the detections matched by their masks, where there are any.
+        truth: int (N, K), objects that are there.
+        rows: int (N,), of samples.csv.
+    """
+
+    boxes: Detections
+    masks: Detections | None
+    truth: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that exist for these labels."""
+        return METRICS_OF["detection"][: BOX_METRICS if self.masks is None else None]
+
+    @property
+    def classes(self) -> int:
+        return self.truth.shape[1]
+
+    @property
+    def values(self) -> int:
+        """How many numbers are in memory."""
+        both = [self.boxes, *([] if self.masks is None else [self.masks])]
+        return self.truth.size + sum(array.size for detections in both for array in detections)
+
+
+Prediction = Classified | Segmented | Detected
+
+
+def prediction_of(arrays: Mapping[str, np.ndarray]) -> Prediction:
+    """What the arrays of a predictions.npz say (docs/formats.md), in the form its metrics are made of."""
+    rows = arrays["rows"]
+    if "confusion" in arrays:
+        confusion = arrays["confusion"]  # (N, K, K), truth × prediction
+        right = np.diagonal(confusion, axis1=1, axis2=2).astype(np.int64)
+        true, predicted = (confusion.sum(axis=axis, dtype=np.int64) for axis in (2, 1))
+        return Segmented(right, true, predicted, rows)
+    if "detection_match" in arrays:
+        masks = _detections(arrays, "mask_detection") if "mask_detection_match" in arrays else None
+        return Detected(_detections(arrays, "detection"), masks, arrays["truth_count"], rows)
+    return Classified(arrays["probabilities"], arrays["targets"], rows)
+
+
+def _detections(arrays: Mapping[str, np.ndarray], prefix: str) -> Detections:
+    return Detections(*(arrays[f"{prefix}_{name}"] for name in ("image", "class", "score", "match")))
 
 
 def read_prediction(entry: Entry) -> Prediction:
@@ -31,7 +172,7 @@ def read_prediction(entry: Entry) -> Prediction:
     if arrays is None:
         with np.load(io.BytesIO(content)) as opened:
             arrays = dict(opened)
-    return arrays["probabilities"], arrays["targets"], arrays["rows"]
+    return prediction_of(arrays)
 
 
 def _stored_arrays(content: bytes) -> dict[str, np.ndarray] | None:

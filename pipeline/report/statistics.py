@@ -1,9 +1,12 @@
-"""Intervals over test samples and p-values over seeds. Imports no torch.
+"""Intervals over test samples and seeds, and p-values over seeds. Imports no torch.
 
 The bootstrap draws with replacement, from the test split, whole groups where samples belong to groups: the
 images of one patient stand or fall together, and drawing them one by one makes intervals far too narrow. A
 resample is a row of weights, how often each sample was drawn, so that one matrix serves every prediction made
 on the same samples.
+
+Seeds are drawn beside the samples and not within them, since every seed predicts the same samples: the two
+factors are crossed (Owen, *The pigeonhole bootstrap*, Annals of Applied Statistics 2007).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-FEW_SEEDS = 5  # below it, a t-test over seeds says little
+FEW_SEEDS = 5  # below it, a test or an interval over seeds says little
 
 
 def resample_weights(groups: Sequence[str] | None, *, count: int, draws: int, seed: int) -> np.ndarray:
@@ -38,6 +41,27 @@ def resample_weights(groups: Sequence[str] | None, *, count: int, draws: int, se
     units = int(member.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
     return drawn[:, member].astype(np.float32)
+
+
+def seed_weights(seeds: int, *, draws: int, seed: int) -> np.ndarray:
+    """Resamples of seeds as weights: of n seeds, n - 1 are drawn with replacement.
+
+    With one less than there are, the variance of the drawn mean is the unbiased one of a mean, s² / n (Rao
+    and Wu, *Resampling inference with complex survey data*, JASA 1988); with n it is (n - 1) / n of that, a
+    third too little with three seeds.
+
+    Args:
+        seeds: their number n.
+        draws: number of resamples B.
+        seed: of the draws.
+
+    Returns:
+        float64 (B, n): the share of each seed in each resample; rows add up to 1. One seed is all of it.
+    """
+    if seeds == 1:
+        return np.ones((draws, 1))
+    drawn = np.random.default_rng([seed, seeds]).multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=draws)
+    return drawn / (seeds - 1)
 
 
 def intervals(values: Sequence[np.ndarray], confidence: float) -> np.ndarray:
@@ -81,9 +105,9 @@ def paired_ts(differences: Sequence[np.ndarray]) -> list[tuple[float, str]]:
     found = []
     to_test: dict[int, list[int]] = {}
     for position, values in enumerate(differences):
-        few = f"{len(values)} seeds: the test has little power" if len(values) < FEW_SEEDS else ""
+        few = f"{len(values)} seeds: too few to say much of other seeds" if len(values) < FEW_SEEDS else ""
         if len(values) < 2:
-            found.append((float("nan"), "one seed: no p-value"))
+            found.append((float("nan"), "one seed: no p-value, and an interval over test samples only"))
         elif np.ptp(values) > 1e-12 * np.abs(values).max():
             found.append((float("nan"), few))
             to_test.setdefault(len(values), []).append(position)
@@ -96,6 +120,27 @@ def paired_ts(differences: Sequence[np.ndarray]) -> list[tuple[float, str]]:
         for at, p_value in zip(positions, tested.pvalue.tolist()):
             found[at] = (p_value, found[at][1])
     return found
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """p-values adjusted for being several, by the step-down rule of Holm (Scand. Journal of Statistics 1979).
+
+    Rejecting where the adjusted value is at most α keeps the chance of any wrong rejection in the family at
+    most α, whatever the dependence between the tests.
+
+    Args:
+        p_values: (m,), one family.
+
+    Returns:
+        (m,): with p-values in rising order, the largest so far of (m - i) · p_i for i = 0, 1, …, at most 1.
+        A NaN is no test: it stays and does not count.
+    """
+    p_values = np.asarray(p_values, np.float64)
+    adjusted = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values, kind="stable")[: int((~np.isnan(p_values)).sum())]  # NaNs sort to the end
+    steps = np.arange(len(order), 0, -1) * p_values[order]
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
 
 
 def mean_std(values: ArrayLike) -> tuple[float, float]:

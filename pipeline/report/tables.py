@@ -1,8 +1,8 @@
-"""The four tables as data frames, and as CSV files. Their columns are explained in docs/tables.md."""
+"""The tables as data frames, and as CSV files. Their columns are explained in docs/tables.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline.report.bootstrap import Bootstrap
-from pipeline.report.load import IDENTITY, Collected, cells, pairs
-from pipeline.report.statistics import mean_std, paired_ts
+from pipeline.report.load import IDENTITY, Collected, TrainedNet, cells, compared_values, pairs
+from pipeline.report.statistics import holm, mean_std, paired_ts
 from pipeline.specs import ReportSettings
 
 NAN = float("nan")
+SEARCH_IDENTITY = ["dataset", "method", "backbone", "arch", "seed"]
+CANDIDATE = ["rank", "candidate", "discrepancy", "cka_distance", "loss", "chosen"]
+FAMILY = ["dataset", "arch", "protocol"]  # p-values of gains.csv are adjusted over the rows that share these
 
 
 def summary_table(collected: Collected, found: Bootstrap) -> pd.DataFrame:
@@ -34,6 +37,7 @@ def summary_table(collected: Collected, found: Bootstrap) -> pd.DataFrame:
             "planned": len(cell),
             "failed": int(failed[cell].sum()),
             "collapsed": int(collapsed[ended].sum()),
+            "metric": collected.compared[row["dataset"]],
         }
         for metric in collected.metrics:
             existing = values[metric][ended]
@@ -41,7 +45,7 @@ def summary_table(collected: Collected, found: Bootstrap) -> pd.DataFrame:
             mean, std = mean_std(existing) if len(existing) else (NAN, NAN)
             low, high = found.metrics[metric][number]
             row |= {metric: mean, f"{metric}_std": std, f"{metric}_low": low, f"{metric}_high": high}
-    fixed = [*IDENTITY, "num_labels", "n", "planned", "failed", "collapsed"]
+    fixed = [*IDENTITY, "num_labels", "n", "planned", "failed", "collapsed", "metric"]
     metrics = [f"{metric}{part}" for metric in collected.metrics for part in ("", "_std", "_low", "_high")]
     return pd.DataFrame(rows, columns=[*fixed, *metrics])
 
@@ -54,11 +58,12 @@ def _identities(results: pd.DataFrame, of_cells: Sequence[np.ndarray]) -> list[d
 
 def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings) -> pd.DataFrame:
     """Each method against the baseline on one metric, paired by seed and by resample."""
-    columns = [*IDENTITY, "baseline", "metric", "n", "method_mean", "baseline_mean"]
-    columns += ["gain", "gain_std", "gain_low", "gain_high", "p_value", "note"]
+    columns = [*IDENTITY, "baseline", "metric", "n", "method_mean", "baseline_mean", "gain", "gain_std"]
+    columns += ["gain_low", "gain_high", "gain_test_low", "gain_test_high", "p_value", "p_holm", "note"]
     results = collected.results
-    values = results[settings.metric].to_numpy()
-    base_of = dict(pairs(results, settings).tolist())
+    values, pretrainings = compared_values(collected), results["pretrain_key"].to_numpy()
+    without = (results["status"] == "done").to_numpy() & np.isnan(values)
+    base_of = dict(pairs(collected, settings).tolist())
     of_cells = cells(results)
     rows = []
     differences = []
@@ -67,78 +72,58 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
             continue
         mine = [position for position in cell.tolist() if position in base_of]
         base = [base_of[position] for position in mine]
-        row |= {"baseline": settings.baseline, "metric": settings.metric, "n": len(mine)}
+        row |= {"baseline": settings.baseline, "metric": collected.compared[row["dataset"]], "n": len(mine)}
         if mine:
+            row["note"] = _caveats(collected.backbones, row, [pretrainings[mine], pretrainings[base]])
             differences.append(values[mine] - values[base])
             row["gain"], row["gain_std"] = mean_std(differences[-1])
             row["method_mean"], row["baseline_mean"] = values[mine].mean(), values[base].mean()
             row["gain_low"], row["gain_high"] = found.gains[number]
+            row["gain_test_low"], row["gain_test_high"] = found.test_gains[number]
+        elif without[cell].any():
+            row["note"] = f"{row['metric']} does not exist here"
         else:
             row["note"] = "no seed on which both the method and the baseline are done"
         rows.append(row)
     tested = iter(paired_ts(differences))
     for row in rows:
         if row["n"]:
-            row["p_value"], row["note"] = next(tested)
-    return pd.DataFrame(rows, columns=columns)
-
-
-def cost_table(collected: Collected, settings: ReportSettings) -> pd.DataFrame:
-    """What each method cost on each data set: all its pretrainings, and its fine-tuning beside them."""
-    rows = []
-    places = collected.costs.groupby(["dataset", "method"], sort=False).indices
-    for dataset in dict.fromkeys(collected.results["dataset"]):
-        for method in collected.methods:
-            mine = collected.costs.iloc[places.get((dataset, method), [])]
-            pretrain, finetune = (mine[mine["stage"] == stage] for stage in ("pretrain", "finetune"))
-            training = (pretrain["device_seconds"] / pretrain["world_size"]).sum()
-            images = int(pretrain["images_seen"].sum())
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "method": method,
-                    "pretrain_runs": len(pretrain),
-                    "pretrain_planned": collected.planned["pretrain", dataset, method],
-                    "images_seen": images,
-                    "seconds": pretrain["seconds"].sum(),
-                    "gpu_seconds": _on(pretrain, "cuda"),
-                    "cpu_seconds": _on(pretrain, "cpu"),
-                    "images_per_second": images / training if images and training else None,
-                    "peak_memory_gb": pretrain["peak_memory_bytes"].max() / 1e9 if len(pretrain) else None,
-                    "finetune_runs": len(finetune),
-                    "finetune_planned": collected.planned["finetune", dataset, method],
-                    "finetune_seconds": finetune["seconds"].sum(),
-                    "finetune_gpu_seconds": _on(finetune, "cuda"),
-                    "finetune_cpu_seconds": _on(finetune, "cpu"),
-                    "gpu_hours": _on(mine, "cuda") / 3600,
-                }
-            )
-    columns = list(rows[0]) if rows else ["dataset", "method"]
+            row["p_value"], note = next(tested)
+            row["note"] = "; ".join(filter(None, [note, *row["note"]]))
     table = pd.DataFrame(rows, columns=columns)
-    for name, prefixes in (("pretrain_ratio", ("",)), ("total_ratio", ("", "finetune_"))):
-        table[name] = _ratio_to_baseline(table, settings.baseline, prefixes)
+    table["p_value"] = table["p_value"].astype("float64")
+    table["p_holm"] = table.groupby(FAMILY)["p_value"].transform(holm)
     return table
 
 
-def _on(rows: pd.DataFrame, device: str) -> float:
-    return float(rows.loc[rows["device"] == device, "device_seconds"].sum())
+def _caveats(
+    backbones: Mapping[tuple[str, str, str], TrainedNet], row: dict[str, Any], keys: Sequence[np.ndarray]
+) -> list[str]:
+    """What a reader of a gain must know beside its size.
+
+    Args:
+        keys: of the pretrainings behind the method's seeds, and behind the baseline's.
+    """
+    mine, base = (backbones.get((row["dataset"], row[name], row["arch"])) for name in ("method", "baseline"))
+    caveats = []
+    if any(len(each) > 1 and len(set(each)) == 1 and each[0] for each in keys):
+        caveats.append("all seeds share one pretraining, whose variance is not in this")
+    if mine and base and not mine.is_same_net(base):
+        caveats.append("another backbone than the baseline's")
+    return caveats
 
 
-def _ratio_to_baseline(table: pd.DataFrame, baseline: str, prefixes: tuple[str, ...]) -> list[float | None]:
-    """Device-seconds over the baseline's; None where either is 0 or where they ran on different devices."""
-    spent = {
-        (row["dataset"], row["method"]): tuple(
-            sum(row[f"{prefix}{device}_seconds"] for prefix in prefixes) for device in ("gpu", "cpu")
-        )
-        for row in table.to_dict("records")
-    }
-    ratios: list[float | None] = []
-    for dataset, method in zip(table["dataset"], table["method"]):
-        mine, other = spent[dataset, method], spent.get((dataset, baseline), (0.0, 0.0))
-        device = 0 if mine[0] else 1
-        alike = mine[1 - device] == 0 and other[1 - device] == 0 and mine[device] and other[device]
-        ratios.append(mine[device] / other[device] if alike else None)
-    return ratios
+def search_table(collected: Collected) -> pd.DataFrame:
+    """One row a candidate of every finished search, the best first."""
+    rows = []
+    for search in collected.searches:
+        spec, metrics = search.spec, search.metrics
+        for arch, backbone in spec.backbones.items():
+            for rank, candidate in enumerate(metrics["ranking"], start=1):
+                row: dict[str, Any] = {"dataset": spec.dataset, "method": spec.label}
+                row |= {"backbone": backbone.name, "arch": arch, "seed": spec.seed, "rank": rank, **candidate}
+                rows.append(row | {"chosen": candidate["candidate"] == metrics["winner"]})
+    return pd.DataFrame(rows, columns=[*SEARCH_IDENTITY, *CANDIDATE])
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -8,38 +8,35 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.evaluate.protocols import MULTILABEL_METRICS
+BEFORE = "macro_f1"  # what tables of the first version were shown by, which did not name their metric
 
 
-def terminal(path: Path, *, metric: str = "macro_f1") -> Table:
-    """A row a method × net × protocol, a column a label fraction, one metric with its interval.
+def terminal(path: Path) -> Table:
+    """A row a method × net × protocol, a column a label fraction, the report's metric with its interval.
 
     With three fractions it fits into 80 columns.
 
     Args:
         path: summary.csv.
-        metric: which; the first that the file has where it lacks this one.
     """
     with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        columns = reader.fieldnames or []
-    if metric not in columns:
-        metric = next((name for name in MULTILABEL_METRICS if name in columns), metric)
+        rows = [{"metric": BEFORE, **row} for row in csv.DictReader(file)]
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
     fractions = sorted({float(row["fraction"]) for row in rows})
     several = len({row["dataset"] for row in rows}) > 1
     collapsed = {
         (row["dataset"], row["arch"], row["method"]) for row in rows if row["collapsed"] not in ("", "0")
     }
     table = Table(
-        title=f"{metric} on the test split: mean over seeds \\[interval]",
+        title=f"{', '.join(metrics)} on the test split: mean over seeds \\[interval]",
         caption="† collapsed in pretraining" if collapsed else None,
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in [*(["dataset"] if several else []), "net", "protocol", "method"]:
+    of_dataset, of_metric = (["dataset"] if several else []), (["metric"] if len(metrics) > 1 else [])
+    for name in [*of_dataset, "net", "protocol", *of_metric, "method"]:
         table.add_column(name, no_wrap=True)
     for fraction in fractions:
         table.add_column(f"{100 * fraction:g} % labels", justify="right", no_wrap=True)
@@ -52,17 +49,20 @@ def terminal(path: Path, *, metric: str = "macro_f1") -> Table:
         if section not in (None, place[:3]):
             table.add_section()
         section = place[:3]
-        values = [_cell(cells[place].get(fraction), metric) for fraction in fractions]
+        values = [_cell(cells[place].get(fraction)) for fraction in fractions]
         mark = " [red]†[/]" if (place[0], place[1], place[3]) in collapsed else ""
-        table.add_row(*(place[:3] if several else place[1:3]), f"{place[3]}{mark}", *values)
+        first = next(iter(cells[place].values()))
+        named = [*(first[name] for name in of_dataset), *place[1:3], *(first[name] for name in of_metric)]
+        table.add_row(*named, f"{place[3]}{mark}", *values)
     return table
 
 
-def _cell(row: dict[str, str] | None, metric: str) -> str:
+def _cell(row: dict[str, str] | None) -> str:
     if row is None:
         return ""
     if row["n"] == "0":
         return "[red]failed[/]" if row["failed"] != "0" else "[yellow]missing[/]"
+    metric = row["metric"]
     if not row[metric]:
         return "-"
     text = f"{float(row[metric]):.3f}"

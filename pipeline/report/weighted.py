@@ -8,12 +8,13 @@ whatever order it is made, as long as it stays below ``EXACT``; the bits of a me
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from pipeline.evaluate.metrics import THRESHOLD
+from pipeline.report.predictions import Classified
 
 EXACT = 2**24  # float32 holds every whole number up to here
 PAIR_CELLS = 16_000_000  # products of two samples' weights that may be kept, at 4 bytes each
@@ -34,7 +35,8 @@ def weighted_metrics(
     Returns:
         name → float64 (B,); NaN where a metric does not exist under that row's weights.
     """
-    found = Resamples(targets, weights, classes=probabilities.shape[1]).metrics(names, probabilities[None])
+    whole = Classified(probabilities, targets, np.arange(len(targets)))
+    found = Resamples(whole, weights).metrics(names, [whole])
     return {name: values[0] for name, values in found.items()}
 
 
@@ -42,28 +44,29 @@ class Resamples:
     """One test split under many rows of weights, for any number of predictions made on it.
 
     Args:
-        targets: int (N,), or (N, K) of 0 and 1.
+        first: any of them.
         weights: (B, N) whole numbers.
-        classes: K.
     """
 
-    def __init__(self, targets: np.ndarray, weights: np.ndarray, *, classes: int) -> None:
+    def __init__(self, first: Classified, weights: np.ndarray) -> None:
+        targets = first.targets
         self.multilabel = targets.ndim == 2
-        self.truth = targets > 0.5 if self.multilabel else targets[:, None] == np.arange(classes)
+        self.truth = targets > 0.5 if self.multilabel else targets[:, None] == np.arange(first.classes)
         self._weights = weights.astype(np.min_scalar_type(int(weights.max(initial=0))))
         self._total = weights.sum(axis=1, dtype=np.float64)
         self._support = _sums(weights, self.truth)  # (B, K)
 
-    def metrics(self, names: tuple[str, ...], probabilities: np.ndarray) -> Metrics:
+    def metrics(self, names: tuple[str, ...], predictions: Sequence[Classified]) -> Metrics:
         """Compute metrics of several predictions under every row of weights.
 
         Args:
             names: as for :func:`weighted_metrics`.
-            probabilities: (T, N, K).
+            predictions: T of them.
 
         Returns:
             name → float64 (T, B).
         """
+        probabilities = np.stack([prediction.probabilities for prediction in predictions])
         weights = self._weights.astype(np.float32)
         if self.multilabel:
             each = [_multilabel_counts(one, self.truth, weights) for one in probabilities]
@@ -93,8 +96,8 @@ class Resamples:
         return {
             "accuracy": accuracy,
             "micro_f1": accuracy,
-            "balanced_accuracy": _divide(recalls, present),
-            "macro_f1": _divide(f1, present),
+            "balanced_accuracy": divide(recalls, present),
+            "macro_f1": divide(f1, present),
         }
 
     @cached_property
@@ -128,7 +131,7 @@ class Resamples:
             exists = possible > 0
             found += np.where(exists, 1 - lost / np.maximum(possible, 1), 0.0)
             classes += exists
-        return _divide(found, classes)
+        return divide(found, classes)
 
     def _per_class(self, score: Score, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Mean of a ranking score over the classes that have one; it gets (N, B) weights in rank order."""
@@ -143,7 +146,7 @@ class Resamples:
                 exists = np.isfinite(value)
                 found[task] += np.where(exists, value, 0.0)
                 classes[task] += exists
-        return _divide(found, classes)
+        return divide(found, classes)
 
 
 def _multilabel_counts(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> Metrics:
@@ -161,7 +164,7 @@ def _multilabel_counts(probabilities: np.ndarray, truth: np.ndarray, weights: np
     return {
         "accuracy": weights.astype(np.float64) @ (guess == truth).all(axis=1) / total[:, 0],
         "balanced_accuracy": balanced,
-        "macro_f1": _mean_over_classes(2 * hits, support + guessed, support > 0),
+        "macro_f1": mean_over_classes(2 * hits, support + guessed, support > 0),
         "micro_f1": np.nan_to_num(micro),
     }
 
@@ -171,9 +174,10 @@ def _sums(weights: np.ndarray, part: np.ndarray) -> np.ndarray:
     return (weights.astype(np.float32, copy=False) @ part.astype(np.float32)).astype(np.float64)
 
 
-def _mean_over_classes(numerator: np.ndarray, denominator: np.ndarray, exists: np.ndarray) -> np.ndarray:
+def mean_over_classes(numerator: np.ndarray, denominator: np.ndarray, exists: np.ndarray) -> np.ndarray:
+    """Mean of a ratio over the classes for which it exists: three times (B, K) → (B,)."""
     ratio = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=exists)
-    return _divide(ratio.sum(axis=1), exists.sum(axis=1))
+    return divide(ratio.sum(axis=1), exists.sum(axis=1))
 
 
 def _sum_over_classes(values: np.ndarray) -> np.ndarray:
@@ -186,7 +190,7 @@ def _sum_over_classes(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values.swapaxes(1, 2)).sum(axis=2)
 
 
-def _divide(total: np.ndarray, number: np.ndarray) -> np.ndarray:
+def divide(total: np.ndarray, number: np.ndarray) -> np.ndarray:
     """Means; NaN where they are of nothing."""
     number = np.broadcast_to(number, total.shape)
     return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)

@@ -3,7 +3,7 @@ torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,36 +11,41 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.evaluate.protocols import check_metric
 from pipeline.garbage import no_garbage_collection
-from pipeline.report import bootstrap, markdown, plots, tables
+from pipeline.report import bootstrap, costs, markdown, plots, tables
 from pipeline.report.load import Collected, collect
 from pipeline.report.parallel import in_parallel
-from pipeline.specs import AggregateSpec, ReportSettings
+from pipeline.specs import AggregateSpec
 from pipeline.stages.work import Entry, Outcome, Work
 
 
 @no_garbage_collection()
 def run(work: Work) -> Outcome:
-    """Write results.csv, summary.csv, gains.csv, cost.csv, report.md and the plots into the task's folder.
+    """Write the CSV tables, report.md and the plots into the task's folder (docs/tables.md).
 
     Tasks that failed or have not run are named in the tables' place; they never stop the others from being
     reported.
     """
     spec = AggregateSpec.model_validate(work.task.spec)
     settings, folder = spec.report, work.folder
-    collected = _collect(work.everything, settings)
+    collected = collect(work.everything, metric=settings.metric)
     work.progress(1, 4, "bootstrap")
     found = bootstrap.bootstrap(collected, settings)
     if found.damaged:
-        collected = _collect([_failed(entry, found.damaged) for entry in work.everything], settings)
+        sound = [_failed(entry, found.damaged) for entry in work.everything]
+        collected = collect(sound, metric=settings.metric)
     work.progress(2, 4, "tables")
-    summary = tables.summary_table(collected, found)
-    gains = tables.gains_table(collected, found, settings)
-    cost = tables.cost_table(collected, settings)
+    named = {
+        "results": collected.results,
+        "summary": tables.summary_table(collected, found),
+        "gains": tables.gains_table(collected, found, settings),
+        "cost": costs.cost_table(collected, settings),
+        "backbones": costs.backbone_table(collected),
+    }
+    if any(stage == "search" for stage, _, _ in collected.planned):
+        named["search"] = tables.search_table(collected)
     work.progress(3, 4, "files")
-    named = {"results": collected.results, "summary": summary, "gains": gains, "cost": cost}
-    drawings = _drawings(collected, summary, folder, settings.metric)
+    drawings = _drawings(collected, named["summary"], folder)
     makers: list[Callable[[], Any]] = [make for _, _, make in drawings]
     makers += [partial(tables.write_csv, table, folder / f"{name}.csv") for name, table in named.items()]
     made = in_parallel(lambda make: make(), makers)
@@ -48,20 +53,10 @@ def run(work: Work) -> Outcome:
     for (dataset, path, _), drawn in zip(drawings, made):
         if drawn:
             images.setdefault(dataset, []).append(path)
-    report = markdown.render(spec.experiment, collected, summary, gains, cost, images, settings)
+    report = markdown.render(spec.experiment, collected, named, images, settings)
     (folder / "report.md").write_text(report)
     work.progress(4, 4, "done")
     return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished]})
-
-
-def _collect(entries: Sequence[Entry], settings: ReportSettings) -> Collected:
-    collected = collect(entries)
-    check_metric(
-        settings.metric,
-        task="multilabel" if "map" in collected.metrics else "multiclass",
-        key="report.metric",
-    )
-    return collected
 
 
 def _failed(entry: Entry, damaged: Mapping[str, str]) -> Entry:
@@ -72,11 +67,12 @@ def _failed(entry: Entry, damaged: Mapping[str, str]) -> Entry:
 
 
 def _drawings(
-    collected: Collected, summary: pd.DataFrame, folder: Path, metric: str
+    collected: Collected, summary: pd.DataFrame, folder: Path
 ) -> list[tuple[str, Path, Callable[[], bool]]]:
     """Data set, image and what draws it; that returns whether there was anything to draw."""
     drawings: list[tuple[str, Path, Callable[[], bool]]] = []
     for dataset, rows in summary.groupby("dataset", sort=False):
+        metric = collected.compared[str(dataset)]
         if (rows["n"] > 0).any():
             path = folder / f"{metric}_{dataset}.png"
             draw = partial(plots.plot_fractions, rows, path, metric=metric, methods=collected.methods)

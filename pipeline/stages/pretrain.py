@@ -27,6 +27,7 @@ from pipeline.data.images import ImageSet
 from pipeline.evaluate.knn import knn_predict
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import method_info
+from pipeline.nets.cost import cost
 from pipeline.nets.export import export
 from pipeline.specs import PretrainSpec
 from pipeline.stages.training import make_nets, read_images, train, train_images
@@ -62,6 +63,8 @@ def run(work: Work) -> Outcome:
         method = load_method(spec.method)(
             make_nets(spec), spec.options, image_size=spec.train.image_size, seed=spec.seed
         )
+        # Now, since a net that cannot be counted must not be found at the end of a long training.
+        costs = {arch: cost(net) for arch, net in method.exported().items()}
         steps = method_info(spec.method).steps
         probe = _probe(index, images, spec, world)
         if steps == "none":
@@ -74,7 +77,7 @@ def run(work: Work) -> Outcome:
         if world.is_first:
             _export(trained, work.folder, spec)
         return Outcome(
-            metrics=_metrics(trained, learns=steps == "train"),
+            metrics=_metrics(trained, learns=steps == "train") | {"backbones": costs},
             images_seen=trained.images_seen,
             device=world.device.type,
             device_seconds=trained.seconds * world.world_size,

@@ -3,184 +3,26 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from aggregate_cases import build, key_of, run, write_patients
 from PIL import Image
 from rich.console import Console
 
 import shards
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import evaluate
-from pipeline.manifest import Receipt, Task
 from pipeline.report.terminal import terminal
-from pipeline.specs import (
-    AggregateSpec,
-    Backbone,
-    Dataset,
-    FinetuneSettings,
-    FinetuneSpec,
-    PretrainSpec,
-    ReportSettings,
-    ShardSpec,
-    Training,
-)
-from pipeline.stages import aggregate
-from pipeline.stages.work import Entry, Work
-
-FRACTIONS, SEEDS = (0.1, 1.0), (0, 1)
-# method → archs trained together, and how often its predictions are right
-METHODS = {
-    "supervised": ([["cnn"], ["vit"]], 0.5),
-    "dino": ([["cnn"], ["vit"]], 0.7),
-    "cass": ([["cnn", "vit"]], 0.8),
-}
-TEST_IMAGES = 60
-
-
-def key_of(name: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(name.encode()).hexdigest()
+from pipeline.stages.work import Entry
 
 
 @pytest.fixture(scope="module")
 def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of patients with three images each; the test split has 20 patients."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    lines = ["path,label,patient,split"]
-    for number in range(TEST_IMAGES + 6):
-        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / f"{number:02}.png")
-        split = "test" if number < TEST_IMAGES else ("train", "val")[number // 3 % 2]
-        lines.append(f"{number:02}.png,{'abc'[number % 3]},p{number // 3},{split}")
-    (root / "labels.csv").write_text("\n".join(lines) + "\n")
-    source = shards.CsvSource(root, split_column="split", group_column="patient")
-    shards.write(source, root / "shards", shards.ShardOptions(processes=1))
-    return root / "shards"
-
-
-def task(stage: str, name: str, spec: Any, needs: tuple[str, ...] = ()) -> Task:
-    return Task(f"{stage}/{name}", stage, spec.model_dump(mode="json"), needs, key_of(f"{stage}/{name}"))
-
-
-def receipt(of: Task, *, hosts: str = "here", seconds: float = 10.0, **values: Any) -> Receipt:
-    return Receipt(
-        of.key, of.id, of.stage, values.pop("metrics", {}), {}, "", "", seconds, [hosts], 1, **values
-    )
-
-
-def build(root: Path, shard_folder: Path, *, host: str = "here", seconds: float = 10.0) -> list[Entry]:
-    """Every task of an experiment, all of them finished."""
-    dataset = Dataset(name="blood", root="/data")
-    shard = task("shard", "blood", ShardSpec(dataset=dataset))
-    entries = [Entry(shard, shard_folder, receipt(shard), None)]
-    index = shards.Index.open(shard_folder)
-    rows = index.rows("test")
-    targets = index.targets(rows)
-    for method, (together, skill) in METHODS.items():
-        for archs in together:
-            backbones = {
-                arch: Backbone(name={"cnn": "resnet10t", "vit": "deit_tiny"}[arch]) for arch in archs
-            }
-            name = f"blood-{method}-{'-'.join(archs)}"
-            spec = PretrainSpec(
-                dataset="blood",
-                label=method,
-                method=method,
-                options={},
-                backbones=backbones,
-                train=Training(),
-                seed=0,
-            )
-            pretrain = task("pretrain", name, spec, (shard.id,))
-            folder = root / name
-            folder.mkdir(parents=True)
-            write_log(folder, archs)
-            trained = receipt(
-                pretrain,
-                hosts=host,
-                seconds=seconds,
-                metrics={"collapsed": {arch: method == "cass" and arch == "vit" for arch in archs}},
-                images_seen=0 if method == "supervised" else 3000,
-                device="cuda",
-                device_seconds={"supervised": 0.0, "dino": 40.0, "cass": 50.0}[method],
-                peak_memory_bytes=2_000_000_000,
-            )
-            entries.append(Entry(pretrain, folder, trained, None))
-            for arch in archs:
-                for fraction in FRACTIONS:
-                    for seed in SEEDS:
-                        spec_ = FinetuneSpec(
-                            dataset="blood",
-                            label=method,
-                            arch=arch,  # type: ignore[arg-type]
-                            backbone=backbones[arch],
-                            protocol="linear",
-                            fraction=fraction,
-                            seed=seed,
-                            settings=FinetuneSettings(),
-                        )
-                        one = task(
-                            "finetune",
-                            f"blood-{method}-{arch}-{100 * fraction:g}pc-s{seed}",
-                            spec_,
-                            (shard.id, pretrain.id),
-                        )
-                        place = root / one.name
-                        place.mkdir()
-                        metrics = predict(place, one, rows, targets, skill + 0.1 * (fraction == 1))
-                        left = receipt(
-                            one,
-                            hosts=host,
-                            seconds=seconds,
-                            metrics=metrics,
-                            device="cuda",
-                            device_seconds=5.0,
-                        )
-                        entries.append(Entry(one, place, left, None))
-    return entries
-
-
-def predict(folder: Path, of: Task, rows: np.ndarray, targets: np.ndarray, skill: float) -> dict[str, Any]:
-    rng = np.random.default_rng(int(of.key[:8], 16))
-    said = np.where(rng.random(len(targets)) < skill, targets, rng.integers(0, 3, len(targets)))
-    probabilities = (0.1 + 0.7 * np.eye(3)[said] + 0.01 * rng.random((len(targets), 3))).astype(np.float32)
-    np.savez(folder / "predictions.npz", probabilities=probabilities, targets=targets, rows=rows)
-    return {"num_labels": 3, "best_epoch": 0, "val": {}, "test": evaluate(probabilities, targets)}
-
-
-def write_log(folder: Path, archs: list[str]) -> None:
-    lines = [{"kind": "step", "step": step, "epoch": step / 5, "loss": 1 / (1 + step)} for step in range(20)]
-    lines += [
-        {
-            "kind": "health",
-            "step": step,
-            "epoch": step / 5,
-            **{arch: {"effective_rank": 3.0 + step} for arch in archs},
-        }
-        for step in (0, 10, 20)
-    ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def run(entries: list[Entry], folder: Path, **settings: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    spec = AggregateSpec(
-        experiment="trial", report=ReportSettings(**({"bootstrap": 200} | settings)), seeds=list(SEEDS)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        warnings.simplefilter("error", DeprecationWarning)
-        aggregate.run(Work(task=task("aggregate", "trial", spec), folder=folder, everything=entries))
-    return folder
+    return write_patients(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +191,7 @@ def test_missing_and_failed_tasks_are_named_in_the_tables_place(
         in report
     )
     assert "| finetune/blood-dino-vit-10pc-s0 | **missing** | waits for pretrain/blood-dino-vit |" in report
-    assert "| ViT | deit_tiny | linear | dino | **missing** | **missing** |" in report
+    assert "| ViT | linear | dino | deit_tiny | **missing** | **missing** |" in report
     assert "(1 of 2 seeds)" in report and "**1 of 2**" in report
 
 

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import Receipt, Task
 from pipeline.methods.registry import resolve_options
 from pipeline.nets.backbone import create_backbone
+from pipeline.nets.cost import cost
 from pipeline.nets.export import load_exported
 from pipeline.specs import PretrainSpec, Resources
 from pipeline.stages import pretrain, runner
@@ -67,6 +68,9 @@ def test_joint_method_leaves_two_backbones_that_plain_timm_loads_and_says_how_th
     assert metrics["images_per_second"] > 0 and np.isfinite(metrics["loss"])
     assert metrics["collapsed"] == {"cnn": False, "vit": False}
     assert metrics["knn"].keys() == metrics["health"].keys() == {"cnn", "vit"}
+    assert metrics["backbones"] == {
+        arch: cost(load_exported(tmp_path / arch, num_classes=0)) for arch in ("cnn", "vit")
+    }
     assert metrics["knn"]["cnn"] == 1.0  # dark or bright: even a random CNN tells
     assert outcome.peak_memory_bytes > 2**20 and outcome.device == "cpu"
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -79,6 +83,7 @@ def test_supervised_exports_the_initial_weights_as_they_are(shards, tmp_path):
     initial = create_backbone(BACKBONES["vit"], SIZE, seed=1, arch="vit").headless().net.state_dict()
     assert_same_bits(dict(initial), dict(load_exported(tmp_path / "vit", num_classes=0).net.state_dict()))
     assert outcome.metrics["steps"] == outcome.images_seen == 0
+    assert outcome.metrics["backbones"]["vit"]["params"] == sum(value.numel() for value in initial.values())
     assert outcome.metrics["loss"] is None and outcome.metrics["collapsed"] == {"vit": False}
 
 

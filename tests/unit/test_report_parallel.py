@@ -40,13 +40,14 @@ def test_intervals_and_damage_are_those_of_one_process(two_workers, monkeypatch,
     manifest = make(Shape(datasets=2, methods=2, protocols=2, fractions=2, seeds=2), tmp_path, finished=True)
     damaged = next(task for task in manifest.tasks if task.stage == "finetune")
     (manifest.folder(damaged) / "predictions.npz").write_bytes(b"")
-    collected = collect(_everything(manifest, manifest.tasks[-1]))
+    collected = collect(_everything(manifest, manifest.tasks[-1]), metric="macro_f1")
     settings = ReportSettings(bootstrap=20, baseline="supervised")
     alone = bootstrap.bootstrap(collected, settings)
     monkeypatch.setattr(bootstrap, "TASKS_A_PROCESS", 1)
     together = bootstrap.bootstrap(collected, settings)
     assert alone.damaged.keys() == together.damaged.keys() == {damaged.key}
     assert np.array_equal(alone.gains, together.gains, equal_nan=True)
+    assert np.array_equal(alone.test_gains, together.test_gains, equal_nan=True)
     for name, ends in alone.metrics.items():
         assert np.array_equal(ends, together.metrics[name], equal_nan=True)
     assert not np.isnan(alone.gains).all()
