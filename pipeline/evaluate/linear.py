@@ -22,7 +22,7 @@ PATIENCE = (
     2  # weaker decays are left out after so many without a better score: they fit, slowly, what is noise
 )
 ITERATIONS = 500
-TOLERANCE = 1e-6  # of the largest entry of the gradient, in the scaled problem
+TOLERANCE = 1e-6
 
 
 def fit_logistic(
@@ -33,6 +33,7 @@ def fit_logistic(
     weight_decay: float,
     weights: Tensor | None = None,
     start: Tensor | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Tensor:
     """Minimise mean cross-entropy + weight_decay / 2 · |W|² with L-BFGS; the intercept is not penalised.
 
@@ -45,6 +46,7 @@ def fit_logistic(
         targets: int64 (N,), or float (N, K) for multi-label (a binary cross-entropy a class).
         weights: class weights of :func:`pipeline.evaluate.losses.class_weights`.
         start: (D + 1, K), where to begin; zeros by default.
+        tolerance: where to end: the largest entry of the gradient, in the scaled problem.
 
     Returns:
         float64 (D + 1, K): the weights and, last, the intercepts.
@@ -57,7 +59,7 @@ def fit_logistic(
     optimizer = torch.optim.LBFGS(
         [solution],
         max_iter=ITERATIONS,
-        tolerance_grad=TOLERANCE,
+        tolerance_grad=tolerance,
         tolerance_change=1e-12,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -152,11 +154,12 @@ def pick_weight_decay(
     weights: Tensor | None,
     score: Callable[[Tensor], tuple[dict[str, float], float]],
     tick: Tick,
+    tolerance: float = TOLERANCE,
 ) -> tuple[Tensor, float, list[dict[str, Any]]]:
     """Solve for one weight decay after another, and take the one that validation likes best.
 
     Args:
-        features, targets, num_classes, weights: of :func:`fit_logistic`.
+        features, targets, num_classes, weights, tolerance: of :func:`fit_logistic`.
         score: the validation metrics of a solution, and the one that picks.
         tick: reports progress, as a problem's does.
 
@@ -170,7 +173,13 @@ def pick_weight_decay(
     log: list[dict[str, Any]] = []
     for tried, decay in enumerate(WEIGHT_DECAYS):
         solution = fit_logistic(
-            features, targets, num_classes=num_classes, weight_decay=decay, weights=weights, start=solution
+            features,
+            targets,
+            num_classes=num_classes,
+            weight_decay=decay,
+            weights=weights,
+            start=solution,
+            tolerance=tolerance,
         )
         metrics, found = score(solution)
         log.append({"weight_decay": decay, "val": metrics})
