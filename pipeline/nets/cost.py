@@ -1,14 +1,12 @@
-"""What a backbone costs, without running it."""
+"""What a backbone costs: parameters and multiply-adds."""
 
 from __future__ import annotations
 
 import copy
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pipeline.nets.backbone import Net
 
@@ -25,16 +23,19 @@ def cost(net: Net) -> Cost:
 
     Multiply-adds are those of convolutions and matrix products, attention's among them, in a forward pass of
     one image at the net's image size, in eval mode; sums, activations and Fourier transforms are not counted.
-    The net is not run: shapes alone are passed through a copy, so that the count is the same on every device.
+    A copy runs on the CPU, so that the count is the same whatever the net is on.
     """
     bare = copy.deepcopy(net).cpu().headless().eval()
-    with (
-        torch.no_grad(),
-        FakeTensorMode(allow_non_fake_inputs=True),
-        FlopCounterMode(display=False) as counter,
-        sdpa_kernel(SDPBackend.MATH),  # not every fused kernel of attention is known to the counter
-    ):
-        image = torch.empty(1, 3, net.image_size, net.image_size)
-        Net.features(bare, image)  # of the class: an instance's own may be compiled for the weights it had
+    image = torch.zeros(1, 3, net.image_size, net.image_size)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FUSED) as counter:
+        Net.features(bare, image)  # of the class: an instance's own may be compiled
     params = sum(parameter.numel() for parameter in bare.parameters())
     return {"params": params, "gmac": counter.get_total_flops() / 2e9}
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *ignored: Any, **named: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# The CPU's fused kernel; not every version of torch counts it by itself.
+_FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
