@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.figures import commit, hardware
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 
 GRACE_S = 60.0  # for checkpoints after an interruption
 UNFINISHED = 75  # the exit code that asks for the command to be given again (EX_TEMPFAIL)

@@ -14,7 +14,8 @@ from PIL import Image
 
 import shards
 from pipeline.evaluate.protocols import METRICS
-from pipeline.experiment import Experiment, load_experiment
+from pipeline.experiment import Experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Manifest, Receipt, Task, describe_files
 from pipeline.plan import plan
 from pipeline.report.weighted import weighted_metrics

@@ -110,19 +110,18 @@ def _as_interrupt(number: int, frame: object) -> NoReturn:
 
 def run(given: argparse.Namespace) -> int:
     """Do what was asked for; returns the exit code."""
-    from pipeline import experiment as experiments
-    from pipeline import view
+    from pipeline import experiment_file, view
 
     if given.verb not in VERBS:
         raise UserError(
             f"unknown verb {given.verb!r}{nearest(given.verb, VERBS)} (one of {', '.join(VERBS)})"
         )
     if given.verb == "experiments":
-        view.print_experiments(experiments.ready_experiments())
+        view.print_experiments(experiment_file.ready_experiments())
         return 0
     if given.verb in ("status", "cancel", "verify"):
         return _existing(given)
-    experiment = experiments.load_experiment(given.experiment, given.set)
+    experiment = experiment_file.load_experiment(given.experiment, given.set)
     if given.verb == "show":
         view.print_yaml(experiment.resolved())
         return 0
@@ -158,7 +157,7 @@ def _existing(given: argparse.Namespace) -> int:
 
     name = given.experiment
     if name.endswith((".yaml", ".yml")):
-        from pipeline.experiment import load_experiment
+        from pipeline.experiment_file import load_experiment
 
         name = load_experiment(name, given.set).name
     folder = given.runs / name

@@ -31,7 +31,7 @@ FORMATS = {
     "shard": 1,
     "search": 1,
     "pretrain": 1,
-    "finetune": 1,
+    "finetune": 2,
     "aggregate": 2,
 }  # raise one when a stage's results change
 

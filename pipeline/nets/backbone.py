@@ -90,7 +90,14 @@ class Net(nn.Module):
         images: (B, 3, H, W) in [0, 1] → (B, num_features) and (B, map_channels, h, w)
         """
         out = self.net.forward_features(self.normalise(images))
-        return self.net.forward_head(out, pre_logits=True), self._as_map(out)
+        return self.net.forward_head(out, pre_logits=True), self._as_map(out, images)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The last feature map, a transformer's with its tokens in their places.
+
+        images: (B, 3, H, W) in [0, 1] → (B, map_channels, h, w)
+        """
+        return self._as_map(self.net.forward_features(self.normalise(images)), images)
 
     @property
     def map_channels(self) -> int:
@@ -131,13 +138,14 @@ class Net(nn.Module):
         """A ViT's last norm, for :meth:`raw_tokens`: timm has it before pooling (norm) or after (fc_norm)."""
         return nn.Sequential(self.net.norm, self.net.fc_norm)
 
-    def _as_map(self, out: Tensor) -> Tensor:
-        """(B, C, h, w); images are square, and so is a grid of tokens."""
+    def _as_map(self, out: Tensor, images: Tensor) -> Tensor:
+        """(B, C, h, w) of what timm's ``forward_features`` gives; a grid of tokens has the images' shape."""
         if out.ndim == 4 and getattr(self.net, "output_fmt", "NCHW") != "NHWC":
             return out
         tokens = self._as_tokens(out)
-        side = math.isqrt(tokens.shape[1])
-        return tokens.transpose(1, 2).unflatten(2, (side, side))
+        height, width = images.shape[-2:]
+        rows = max(1, round(math.sqrt(tokens.shape[1] * height / width)))
+        return tokens.transpose(1, 2).unflatten(2, (rows, -1))
 
     def headless(self) -> Net:
         """Drop the classifier in place, so that no parameter goes without a gradient; returns itself."""

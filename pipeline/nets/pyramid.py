@@ -81,7 +81,7 @@ class Pyramid(nn.Module):
 
 
 def last_map(net: Net, images: Tensor) -> Tensor:
-    """The last feature map, a transformer's with its tokens in their places.
+    """:meth:`Net.feature_map`, where there is one.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -93,12 +93,9 @@ def last_map(net: Net, images: Tensor) -> Tensor:
         UserError: the backbone has none.
     """
     try:
-        tokens = net.tokens(images)
+        return net.feature_map(images)
     except AttributeError:
         raise UserError(f"backbone '{net.name}' gives no feature map, which this protocol needs") from None
-    height, width = images.shape[-2:]
-    rows = max(1, round(math.sqrt(tokens.shape[1] * height / width)))
-    return tokens.transpose(1, 2).unflatten(2, (rows, -1))
 
 
 @contextmanager

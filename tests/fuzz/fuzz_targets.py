@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from pipeline.errors import UserError, one_line
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Manifest, Receipt, damaged_files, read_error
 from pipeline.plan import plan
 from pipeline.stages.work import read_progress

@@ -34,6 +34,14 @@ BACKBONES = {
 OPTIONS = {
     "cass": {},
     "cass_vc": {"projector_hidden": 32, "projector_dim": 16},
+    "cass_plus": {  # with all that it can be asked for
+        "projector_hidden": 32,
+        "projector_dim": 16,
+        "local_size": 8,
+        "teacher": True,
+        "patch_weight": 0.5,
+    },
+    "byol": {"hidden": 32, "out_dim": 16},
     "dino": {"n_local": 2, "local_size": 8, "out_dim": 64, "hidden": 32, "bottleneck": 16},
     "selfpatch": {
         "n_local": 2,

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.launch import main
 from pipeline.lock import lock
 from pipeline.manifest import Manifest, Receipt

@@ -23,6 +23,8 @@ CASES = [
     ("hssl", ("cnn",), "swa"),
     ("scatsimclr", ("cnn",), "swa"),  # killed before its pretext begins, and after
     ("selfpatch", ("vit",), "none"),
+    ("cass_plus", ("cnn", "vit"), "none"),
+    ("byol", ("vit",), "none"),
 ]
 
 

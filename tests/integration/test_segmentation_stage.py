@@ -24,7 +24,7 @@ from pipeline.stages.work import Done, Interrupted, Work
 
 SIZE = 32
 BACKBONES = {
-    "cnn": Backbone(name="test_resnet", args={"output_stride": 8}),  # else its last map has one place
+    "cnn": Backbone(name="test_resnet", args={"output_stride": 8}),
     "vit": Backbone(
         name="vit_tiny_patch16_224", args={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 4}
     ),
@@ -70,6 +70,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arch, backbone in BACKBONES.items():
         net = create_backbone(backbone, SIZE, seed=0, arch=arch)  # type: ignore[arg-type]
         export(net, root / "pretrain" / arch, trained={"method": "supervised"})
+    coarse = create_backbone(Backbone(name="test_resnet"), SIZE, seed=0)  # its last map has one place
+    export(coarse, root / "coarse" / "cnn", trained={"method": "supervised"})
     return root
 
 
@@ -85,7 +87,9 @@ def forget() -> None:
     images._recent.clear()
 
 
-def work(store: Path, folder: Path, *, data: str = "squares", **changes: Any) -> Work:
+def work(
+    store: Path, folder: Path, *, data: str = "squares", pretrained: str = "pretrain", **changes: Any
+) -> Work:
     settings = {"epochs": 2, "batch_size": 4, "lr": 3e-3, "head_width": 16, "augment": "light"}
     settings |= changes.pop("settings", {})
     arch = changes.get("arch", "cnn")
@@ -102,7 +106,7 @@ def work(store: Path, folder: Path, *, data: str = "squares", **changes: Any) ->
     spec = FinetuneSpec(**(given | changes))
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {
-        stage: [done(stage, store / where)] for stage, where in (("shard", data), ("pretrain", "pretrain"))
+        stage: [done(stage, store / where)] for stage, where in (("shard", data), ("pretrain", pretrained))
     }
     task = Task("finetune/one", "finetune", spec.model_dump(mode="json"), (), "0" * 64)
     return Work(task=task, folder=folder, inputs=inputs)
@@ -197,12 +201,15 @@ def test_a_class_that_validation_lacks_is_learned_all_the_same(store: Path, tmp_
     assert confusion[2, 2] > confusion[2].sum() / 2
 
 
-@pytest.mark.parametrize("arch", ["cnn", "vit"])
+@pytest.mark.parametrize(
+    ("pretrained", "arch"), [("pretrain", "vit"), ("pretrain", "cnn"), ("coarse", "cnn")]
+)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_one_labelled_image_is_enough_to_train_on(
-    store: Path, tmp_path: Path, protocol: str, arch: str
+    store: Path, tmp_path: Path, protocol: str, pretrained: str, arch: str
 ) -> None:
-    metrics = run(store, tmp_path, data="plain", fraction=0.01, protocol=protocol, arch=arch)
+    which = {"protocol": protocol, "arch": arch, "pretrained": pretrained}
+    metrics = run(store, tmp_path, data="plain", fraction=0.01, **which)
     assert metrics["num_labels"] == 1
     assert metrics["test"]["miou"] > 0
 

@@ -12,6 +12,8 @@ five seconds there, not two minutes. Partitions: ``main`` (default), and ``low``
 those in ``high``.
 
 - ``profile``: a ``slurm.Profile`` without GPUs whose jobs can import this folder's ``calls.py``.
+- ``launch``: ``launch(*arguments, settings=…)`` runs ``python -m pipeline.launch`` in the test's folders.
+- ``profile_file``: a profile for it.
 - ``wait``: ``wait(ids, seconds=60)`` polls until all jobs have ended and returns ``{id: JobState}``.
 
 Without Slurm (or root) the tests are skipped; with CASS_REQUIRE_SLURM=1 in the environment they fail.
@@ -134,3 +136,27 @@ def wait() -> Callable[..., dict[str, slurm.JobState]]:
             time.sleep(0.3)
 
     return poll
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """``launch(*arguments, settings=…)`` runs ``python -m pipeline.launch`` in this test's folders."""
+
+    def run(
+        *arguments: str, settings=(), check: int | None = 0, timeout: float = 560
+    ) -> subprocess.CompletedProcess[str]:
+        sets = [word for setting in settings for word in ("--set", setting)]
+        places = ["--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")]
+        command = [sys.executable, "-m", "pipeline.launch", *arguments, *places, *sets]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=timeout)
+        assert check is None or done.returncode == check, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def profile_file(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"device: cpu\npython: {sys.executable}\narray_limit: 1\n")
+    return str(path)

@@ -19,28 +19,6 @@ TWO_NODES = "resources.pretrain={nodes: 2, ranks_per_node: 1, minutes: 10}"
 SHORT = [f"resources.{stage}.minutes=10" for stage in ("shard", "finetune", "aggregate")]
 
 
-@pytest.fixture
-def launch(tmp_path):
-    """``launch(*arguments, settings=…)`` runs ``python -m pipeline.launch`` in this test's folders."""
-
-    def run(*arguments: str, settings=(), check: int | None = 0) -> subprocess.CompletedProcess[str]:
-        sets = [word for setting in settings for word in ("--set", setting)]
-        places = ["--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")]
-        command = [sys.executable, "-m", "pipeline.launch", *arguments, *places, *sets]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=560)
-        assert check is None or done.returncode == check, done.stdout + done.stderr
-        return done
-
-    return run
-
-
-@pytest.fixture
-def profile_file(tmp_path):
-    path = tmp_path / "cluster.yaml"
-    path.write_text(f"device: cpu\npython: {sys.executable}\narray_limit: 1\n")
-    return str(path)
-
-
 def states(tmp_path: Path) -> dict[str, str]:
     """Task → state, as ``status --json`` says; its exit code is 1 where tasks failed."""
     command = [sys.executable, "-m", "pipeline.launch", "status", "tiny", "--json"]

@@ -12,7 +12,7 @@ import slurm
 from pipeline import inspection
 from pipeline.campaign import Campaign
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Receipt, Task
 from slurm import JobState
 

@@ -178,3 +178,21 @@ def empty_truth() -> Truth:
         np.zeros(0, np.float32),
         np.zeros((0, SIDE, SIDE), bool),
     )
+
+
+def test_of_objects_that_overlap_equally_the_last_is_taken() -> None:
+    truth = Truth(
+        np.array([[0, 0, 10, 10], [2, 0, 12, 10]], np.float32),
+        np.zeros(2, np.int64),
+        np.zeros(2, bool),
+        np.full(2, 100, np.float32),
+    )
+    found = Detections(  # the first lies midway between both, the second on the last
+        np.array([[1, 0, 11, 10], [2, 0, 12, 10]], np.float32),
+        np.zeros(2, np.int64),
+        np.array([0.9, 0.8], np.float32),
+    )
+    ours = AveragePrecision(1, masks=False, matches=True)
+    ours.add(found, truth)
+    assert ours.arrays()["detection_match"][1].tolist() == [1] * 4 + [0] * 3 + [1] * 3
+    assert ap_of(ours.arrays()).mean() == pytest.approx(ours.metrics()["box_ap"], abs=1e-6)

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.evaluate import knn
 from pipeline.evaluate.knn import knn_predict
+from pipeline.evaluate.problem import Problem, Split
+from pipeline.specs import FinetuneSettings
 
 
 def test_vote_is_the_formula() -> None:
@@ -52,3 +58,21 @@ def test_multilabel_gives_shares_of_neighbours() -> None:
     targets = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
     found = knn_predict(bank, targets, torch.tensor([[2.0, 0.0]]), k=2, num_classes=2)
     assert found[0].tolist() == pytest.approx([1.0, 0.5])
+
+
+def test_constant_part_and_scale_of_a_feature_do_not_matter_to_the_protocol(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    targets = torch.arange(60) % 3
+    own = torch.randn(60, 4, generator=generator) + 2 * torch.eye(4)[targets]
+    index = SimpleNamespace(task="multiclass", classes=["a", "b", "c"])
+    splits = [Split(np.arange(i, i + 20), targets[i : i + 20]) for i in (0, 20, 40)]
+    train, val, test = splits
+    problem = Problem(Path(), index, train, val, test, FinetuneSettings(knn_k=5), 0, torch.device("cpu"))  # type: ignore[arg-type]
+
+    def found(features: torch.Tensor) -> np.ndarray:
+        monkeypatch.setattr(knn, "features_of", lambda problem, split: features[split.rows])
+        return knn.run(problem).arrays["probabilities"]
+
+    moved = own * torch.tensor([1.0, 5.0, 0.2, 1.0]) + torch.tensor([30.0, 0.0, 0.0, -50.0])
+    np.testing.assert_allclose(found(moved), found(own), atol=1e-3)
+    assert knn.run(problem).test["accuracy"] > 0.8

@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.evaluate.linear import Standardise, fit_logistic, predict_logits
+from pipeline.evaluate.linear import fit_logistic, predict_logits
 from pipeline.evaluate.losses import class_weights
+from pipeline.evaluate.standardise import PrincipalAxes
 
 
 def blobs(n: int, d: int, k: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,7 +22,7 @@ def test_solution_is_scikit_learns(balanced: bool) -> None:
     features, targets = blobs(120, 8)
     features, targets = features[:100], targets[:100].clone()
     targets[:30] = 0
-    standardise = Standardise(features)
+    standardise = PrincipalAxes(features)
     x = standardise(features)
     decay = 0.03
     weights = class_weights(targets, 3) if balanced else None
@@ -35,7 +36,7 @@ def test_solution_is_scikit_learns(balanced: bool) -> None:
 
 def test_start_does_not_change_the_solution() -> None:
     features, targets = blobs(60, 5)
-    x = Standardise(features)(features)
+    x = PrincipalAxes(features)(features)
     far = fit_logistic(x, targets, num_classes=3, weight_decay=1.0)
     cold = fit_logistic(x, targets, num_classes=3, weight_decay=0.01)
     warm = fit_logistic(x, targets, num_classes=3, weight_decay=0.01, start=far)
@@ -48,7 +49,7 @@ def test_start_does_not_change_the_solution() -> None:
 def test_rotation_keeps_the_solution(samples: int) -> None:
     features, targets = blobs(samples, 40)
     more, _ = blobs(30, 40, seed=1)
-    rotate = Standardise(features)
+    rotate = PrincipalAxes(features)
     assert rotate(features).shape == (samples, min(samples, 40))
 
     def plain(x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +65,7 @@ def test_rotation_keeps_the_solution(samples: int) -> None:
 def test_constant_feature_stays_finite() -> None:
     features, _ = blobs(10, 4)
     features[:, 2] = 7.5
-    scaled = Standardise(features)(features)
+    scaled = PrincipalAxes(features)(features)
     assert torch.isfinite(scaled).all()
     total = scaled.square().mean(dim=0).sum()
     assert torch.allclose(total, torch.full_like(total, 3)), "three features of variance 1, however rotated"
@@ -74,7 +75,7 @@ def test_multilabel_is_one_regression_a_class() -> None:
     features, labels = blobs(90, 6)
     targets = torch.nn.functional.one_hot(labels, 3).float()
     targets[:, 1] = (features[:, 0] > 0).float()
-    x = Standardise(features)(features)
+    x = PrincipalAxes(features)(features)
     found = fit_logistic(x, targets, num_classes=3, weight_decay=0.05)
     for k in range(3):
         # the mean is over samples and classes, so one class alone has a third of the loss

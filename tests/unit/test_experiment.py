@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment, ready_experiments
+from pipeline.experiment_file import load_experiment, ready_experiments
 from pipeline.plan import plan
 from pipeline.specs import FOR_SOURCES, Dataset
 

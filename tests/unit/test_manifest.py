@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import manifest as manifests
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Manifest, Receipt, damaged_files, describe_files, read_error, write_json
 from pipeline.plan import plan
 from pipeline.stages.work import read_progress

@@ -82,3 +82,17 @@ def test_counting_leaves_the_net_and_the_random_state_alone() -> None:
     assert net.training and net.num_classes == 1000
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_scattering_is_counted_and_counted_apart() -> None:
+    net = create_backbone(Backbone(name="test_scatnet"), 32, seed=0)
+    found = cost(net)
+    assert 0 < found["scattering_gmac"] < found["gmac"]
+    assert found["gmac"] - found["scattering_gmac"] == pytest.approx(products(net, 32) / 1e9)
+    assert cost(create_backbone(CNN, 32, seed=0))["scattering_gmac"] == 0
+    net.features(torch.zeros(1, 3, 32, 32))  # whatever was remembered while counting can be used afterwards
+
+
+def test_another_size_than_the_nets_own() -> None:
+    net = create_backbone(CNN, 32, seed=0)
+    assert cost(net, size=64)["gmac"] == products(net, 64) / 1e9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.jobs import arrays, pack
 from pipeline.manifest import Manifest, Receipt, write_json
 from pipeline.plan import plan

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone
 from pipeline.train.checkpoint import load_checkpoint

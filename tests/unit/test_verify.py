@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from pipeline import inspection
-from pipeline.experiment import load_experiment
+from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Manifest, Receipt, describe_files
 from pipeline.plan import plan
 

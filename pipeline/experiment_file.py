@@ -1,0 +1,200 @@
+"""The experiment file: read and checked. Every error names the key and, where there is one, the line.
+
+Imports no torch, so that ``plan``, ``show`` and ``--help`` answer at once on a login node.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources as package_files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import UserError, nearest
+from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS
+from pipeline.experiment import Experiment, Json
+from pipeline.methods.registry import METHODS
+from pipeline.specs import Training
+from pipeline.strict_yaml import read_yaml
+
+
+def ready_experiments() -> dict[str, Path]:
+    """The experiment files that come with the package, by name."""
+    folder = package_files.files("pipeline.experiments")
+    return {Path(str(file)).stem: Path(str(file)) for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+def load_experiment(name: str, settings: Sequence[str] = ()) -> Experiment:
+    """Read an experiment by the name of a ready one or by the path of a file.
+
+    Args:
+        name: ``quickstart``, or ``my/experiment.yaml``.
+        settings: ``dotted.key=value`` strings that override the file; values are YAML.
+
+    Raises:
+        UserError: anything wrong, with file, line, key and what was expected.
+    """
+    path = _find(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"cannot read the experiment {path}: {why}") from None
+    given, lines = read_yaml(text, name=str(path))
+    if not isinstance(given, dict):
+        raise UserError(
+            f"{path}: expected an experiment (keys such as name, dataset, methods), found no mapping"
+        )
+    given.setdefault("name", path.stem)
+    origin = _Origin(path, lines)
+    for setting in settings:
+        origin.overridden.append(_apply(given, setting))
+    return _validate(given, origin)
+
+
+class _Origin:
+    """Where a key was written: a line of the file, or ``--set``."""
+
+    def __init__(self, path: Path, lines: dict[tuple, int]) -> None:
+        self.path, self.lines = path, lines
+        self.overridden: list[tuple[str, ...]] = []
+
+    def of(self, location: Sequence[Any]) -> str:
+        parts = tuple(map(str, location))
+        for key in self.overridden:
+            if parts[: len(key)] == key:
+                return "--set"
+        for length in range(len(parts), 0, -1):
+            if parts[:length] in self.lines:
+                return f"{self.path}:{self.lines[parts[:length]]}"
+        return str(self.path)
+
+    def error(self, location: Sequence[Any], message: str) -> UserError:
+        return UserError(f"{self.of(location)}: {'.'.join(map(str, location)) or 'experiment'}: {message}")
+
+
+def _find(name: str) -> Path:
+    ready = ready_experiments()
+    if name in ready:
+        return ready[name]
+    path = Path(name)
+    if os.path.isfile(path):  # unlike Path.is_file, false too where the name is too long
+        return path
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        raise UserError(f"no experiment file {name}")
+    raise UserError(
+        f"no experiment {name!r}{nearest(name, ready)} (ready: {', '.join(sorted(ready))}; or give a file)"
+    )
+
+
+def _apply(given: Json, setting: str) -> tuple[str, ...]:
+    """Put one ``dotted.key=value`` into the experiment; returns the key's parts."""
+    dotted, equals, text = setting.partition("=")
+    parts = tuple(dotted.split("."))
+    if not equals or not all(parts):
+        raise UserError(f"--set {setting}: expected KEY=VALUE, such as pretrain.epochs=20")
+    value, _ = read_yaml(text, name=f"--set {dotted}")
+    place: Any = given
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(place.get(part), list) and part == "methods":
+            place[part] = {str(name): {} for name in place[part]}
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise UserError(f"--set {setting}: {'.'.join(parts[: depth + 1])} has no keys below it")
+    place[parts[-1]] = value
+    return parts
+
+
+def _validate(given: Json, origin: _Origin) -> Experiment:
+    try:
+        experiment = Experiment.model_validate(given)
+    except ValidationError as error:
+        raise _first_error(error, Experiment, (), origin) from None
+    for label, entry in experiment.methods.items():
+        name = experiment.method_of(label)
+        where = ("methods", label)
+        if name not in METHODS:
+            raise origin.error(where, f"unknown method{nearest(name, METHODS)} (known: {', '.join(METHODS)})")
+        try:
+            experiment.options_of(label)
+        except UserError as error:
+            raise origin.error((*where, "options"), str(error)) from None
+        try:
+            Training.model_validate(entry.train)
+        except ValidationError as error:
+            raise _first_error(error, Training, (*where, "train"), origin) from None
+        missing = set(METHODS[name].archs) - set(experiment.backbones_of(label))
+        if METHODS[name].joint and missing:
+            raise origin.error(("backbones",), f"the method {name} needs both a cnn and a vit")
+        for arch in entry.backbones:
+            if arch not in METHODS[name].archs:
+                raise origin.error((*where, "backbones", arch), f"the method {name} trains no {arch}")
+        if missing == set(METHODS[name].archs):
+            raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
+    for where, metric in (
+        (("finetune", "select_by"), experiment.finetune.select_by),
+        (("report", "metric"), experiment.report.metric),
+    ):
+        if metric not in ALL_METRICS:  # whether the labels are multiple is known after sharding
+            hint = nearest(metric, ALL_METRICS) or f" (known: {', '.join(ALL_METRICS)})"
+            raise origin.error(where, f"unknown metric {metric!r}{hint}")
+    for dataset in experiment.all_datasets:
+        if not experiment.protocols_of(dataset):
+            fitting = ", ".join(name for name, info in PROTOCOLS.items() if info.kind == dataset.kind)
+            raise origin.error(
+                ("finetune", "protocols"), f"none is for {dataset.kind}, which {dataset.name} is ({fitting})"
+            )
+    baseline = experiment.report.baseline
+    if baseline not in experiment.methods:
+        raise origin.error(
+            ("report", "baseline"),
+            f"{baseline!r} is not one of the methods ({', '.join(experiment.methods)})"
+            + nearest(baseline, experiment.methods),
+        )
+    return experiment
+
+
+def _first_error(error: ValidationError, model: type[BaseModel], prefix: tuple, origin: _Origin) -> UserError:
+    """The most telling of pydantic's errors, as one line."""
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    location = [part for part in problem["loc"] if part != "[key]"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        hint = nearest(str(location[-1]), known)
+        message = "unknown key" + (hint or f" (known here: {', '.join(known)})")
+    elif problem["type"] == "missing":
+        message = "missing"
+    elif problem["type"] == "string_pattern_mismatch":  # of all patterns there is only that of names
+        said = repr(problem["input"])
+        message = f"expected letters, digits, '_', '.' and '-', the first a letter or digit, found {said}"
+    elif problem["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, found {problem['input']!r}"[:300]
+    return origin.error((*prefix, *location), message)
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """The keys that a model allows at a place such as ('resources', 'pretrain')."""
+    current: Any = model
+    for part in location:
+        fields: Mapping[str, Any] = getattr(current, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else current
+        current = _model_within(annotation)
+        if current is None:
+            return []
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model_within(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        found = _model_within(part)
+        if found is not None:
+            return found
+    return None
