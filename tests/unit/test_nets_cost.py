@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.nets.backbone import Net, create_backbone
 from pipeline.nets.cost import cost
@@ -47,6 +48,21 @@ def test_multiply_adds_of_a_vit_have_attention_among_them() -> None:
     net = create_backbone(VIT, 32, seed=0)
     attention = DEPTH * 2 * TOKENS**2 * WIDTH  # queries times keys, and their weights times values
     assert cost(net)["gmac"] == (products(net, 32) + attention) / 1e9
+
+
+def test_fused_attention_and_plain_attention_count_alike() -> None:
+    net = create_backbone(VIT, 32, seed=0)
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = cost(net)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert cost(net) == plain
+
+
+def test_a_fixed_transform_before_the_net_can_be_counted_too() -> None:
+    small = Backbone(name="scatnet8", args={"L": 2})
+    larger = Backbone(name="scatnet8", args={"L": 4})
+    costs = [cost(create_backbone(spec, 32, seed=0)) for spec in (small, larger)]
+    assert 0 < costs[0]["gmac"] < costs[1]["gmac"]
 
 
 @pytest.mark.parametrize("spec", [CNN, VIT])
