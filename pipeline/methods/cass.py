@@ -19,12 +19,14 @@ from pipeline.methods.collective import gather
 from pipeline.methods.dino import check_crop_size, default_local_size
 from pipeline.methods.losses import cosine_distance, info_nce, nt_xent, variance_covariance
 from pipeline.methods.patches import PatchAgreement
+from pipeline.nets.auxiliary import AuxiliaryHead
 from pipeline.nets.backbone import Net
 from pipeline.nets.heads import mlp
 
 ARCHS = ("cnn", "vit")
+AUXILIARY = {"cnn": "vit", "vit": "convnext"}  # the head that a net gets: of the other's architecture
 GATHERED = ("variance_covariance", "infonce", "nt_xent")  # regularisers that compare images with each other
-Slot = tuple[str, int]  # an architecture and the number of a view
+Slot = tuple[str, int]  # an architecture, or one with "_auxiliary", and the number of a view
 Pair = tuple[Slot, Slot]
 
 
@@ -65,6 +67,16 @@ class CrossArchitecture(Method):
         if options["n_local"]:
             for net in nets.values():
                 check_crop_size(net, self.local_size, label="local crops")
+        self.auxiliaries = nn.ModuleDict()
+        for arch in ARCHS if options["auxiliary"] else ():
+            with self.seeded(f"auxiliary {arch}"):
+                self.auxiliaries[arch] = _auxiliary(AUXILIARY[arch], nets[arch], image_size)
+                self.heads[f"{arch}_auxiliary"] = mlp(
+                    nets[arch].map_channels,
+                    options["projector_hidden"],
+                    width,
+                    layers=options["projector_layers"],
+                )
         self.patches: PatchAgreement | None = None
         if options["patch_weight"]:
             with self.seeded("patches"):
@@ -133,12 +145,18 @@ class CrossArchitecture(Method):
             numbers = [view for a, view in needed if a == arch]
             whole, local = [n for n in numbers if n < 2], [n for n in numbers if n >= 2]
             images = torch.cat([views[n] for n in whole])
-            if self.patches is None:
-                out = self._vector(arch, images)
+            outs = {}
+            if self.patches is None and not self.auxiliaries:
+                outs[arch] = self._vector(arch, images)
             else:
                 features, maps[arch] = self._net(arch).features_and_map(images)
-                out = self.heads[arch](features)
-            vectors |= {(arch, n): part for n, part in zip(whole, out.float().chunk(len(whole)))}
+                outs[arch] = self.heads[arch](features)
+            if self.auxiliaries:
+                tokens = maps[arch].flatten(2).transpose(1, 2)
+                _, pooled = self.auxiliaries[arch](tokens, *maps[arch].shape[2:])
+                outs[f"{arch}_auxiliary"] = self.heads[f"{arch}_auxiliary"](pooled)
+            for name, out in outs.items():
+                vectors |= {(name, n): part for n, part in zip(whole, out.float().chunk(len(whole)))}
             if local:
                 out = self._vector(arch, torch.cat([views[n] for n in local])).float()
                 vectors |= {(arch, n): part for n, part in zip(local, out.chunk(len(local)))}
@@ -211,6 +229,8 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
         pairs.append((("cnn", 1), ("vit", 0)))
     if alone:
         pairs += [((arch, 0), (arch, 1)) for arch in ARCHS]
+    if options["auxiliary"]:
+        pairs += [((arch, n), (f"{arch}_auxiliary", 1 - n)) for arch in ARCHS for n in (0, 1)]
     for local in range(2, 2 + options["n_local"]):
         whole = local % 2
         if across:
@@ -222,5 +242,14 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
 
 def _kind(pair: Pair) -> str:
     """``cross``, or the architecture that is compared with itself."""
-    (a, _), (b, _) = pair
+    a, b = (name.removesuffix("_auxiliary") for name, _ in pair)
     return a if a == b else "cross"
+
+
+def _auxiliary(kind: str, net: Net, image_size: int) -> AuxiliaryHead:
+    """A head on a net's last map."""
+    training = net.training
+    with torch.no_grad():
+        grid = net.eval().feature_map(torch.zeros(1, 3, image_size, image_size)).shape[2:]
+    net.train(training)
+    return AuxiliaryHead(kind, net.map_channels, grid=(int(grid[0]), int(grid[1])))

@@ -27,6 +27,7 @@ class CrossArchitectureOptions(Options):
     cross_gradient: Literal["both", "cnn", "vit"] = "both"  # which net learns from the other
     n_local: int = Field(0, ge=0, le=32)  # two views: small crops beside them, each compared with one of them
     local_size: int | None = Field(None, ge=8)  # pixels; None: 3/7 of the image (96 of 224)
+    auxiliary: bool = False  # each net also agrees with a head of the other's architecture on its last map
     teacher: bool = False  # vectors are compared with those of slow averages of the nets
     momentum: float = Field(0.99, ge=0, le=1)  # of the teachers at the start; 1 at the end
     patch_weight: float = Field(
@@ -46,6 +47,10 @@ class CrossArchitectureOptions(Options):
     def _self_pairs_need_two_views(self) -> CrossArchitectureOptions:
         if self.pairs != "cross" and self.views == 1:
             raise ValueError(f"pairs '{self.pairs}' needs views 2: a net agrees with itself across two views")
+        if self.auxiliary and (self.views == 1 or self.head == "logits"):
+            raise ValueError(
+                "auxiliary needs views 2 and head projector: logits have no place for a third net"
+            )
         if self.n_local and self.views == 1:
             raise ValueError("n_local needs views 2: small crops are compared with two whole views")
         if self.teacher and self.regulariser in ("variance_covariance", "stop_gradient"):

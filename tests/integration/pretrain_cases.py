@@ -39,6 +39,7 @@ OPTIONS = {
         "projector_dim": 16,
         "local_size": 8,
         "teacher": True,
+        "auxiliary": True,
         "patch_weight": 0.5,
     },
     "byol": {"hidden": 32, "out_dim": 16},

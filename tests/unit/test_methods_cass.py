@@ -250,3 +250,23 @@ def test_self_pairs_alone_are_two_nets_that_learn_beside_each_other():
     method = make("cass_nce", pairs="self", n_local=2, local_size=16)
     assert len(method.pairs) == 2 + 2 * 2
     assert all(a[0] == b[0] for a, b in method.pairs)
+
+
+def test_auxiliary_heads_are_of_the_other_architecture_and_their_loss_reaches_the_net():
+    method = make("cass_nce", auxiliary=True)
+    assert {arch: head.kind for arch, head in method.auxiliaries.items()} == {"cnn": "vit", "vit": "convnext"}
+    assert len(method.pairs) == 4 + 4
+    views = images(6, 2)
+    vectors, _ = method._vectors(views)
+    targets = info_nce(vectors["cnn", 0], vectors["cnn_auxiliary", 1], temperature=0.2)
+    method.zero_grad()
+    targets.backward()
+    assert gradient_of(method.nets["cnn"]) > 0 and gradient_of(method.nets["vit"]) == 0
+    expected = sum(method._compare(vectors[a], vectors[b], (a, b)) for a, b in method.pairs) / 8
+    assert method(views, START)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert "auxiliaries" not in " ".join(method.exported()["cnn"].state_dict())
+
+
+def test_auxiliary_heads_need_a_projector():
+    with pytest.raises(UserError, match="auxiliary needs views 2 and head projector"):
+        resolve_options("cass", {"auxiliary": True})
