@@ -21,7 +21,7 @@ from pipeline.report.load import Pretraining
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; the yellow is left out, too light on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*"  # as many as there are colours
 ARCHITECTURES = {"cnn": "CNN", "vit": "ViT"}
 STYLE: Any = {
     "font.size": 10,
@@ -91,7 +91,7 @@ def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Seque
         shift = 1.035 ** (
             2 * number - len(lines) + 1
         )  # side by side, so that intervals do not hide each other
-        place = methods.index(method)
+        colour, marker = look(methods.index(method))
         axis.errorbar(
             rows["fraction"] * shift,
             rows[metric],
@@ -101,8 +101,8 @@ def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Seque
             ],
             label=method if backbone == backbones[0] else f"{method} ({backbone})",
             markerfacecolor="white" if rows["collapsed"].any() else None,
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
+            color=colour,
+            marker=marker,
             linestyle=("-", "--", ":")[backbones.index(backbone) % 3],
             linewidth=1.6,
             markersize=5,
@@ -115,6 +115,12 @@ def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Seque
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     if fractions:
         axis.set_xlim(min(fractions) / 1.5, max(fractions) * 1.5)
+
+
+def look(place: int) -> tuple[str, str]:
+    """Colour and marker of a method by its place among all: the first 64 differ."""
+    rounds, colour = divmod(place, len(COLOURS))
+    return COLOURS[colour], MARKERS[(colour + rounds) % len(MARKERS)]
 
 
 def plot_pretraining(pretrainings: Sequence[Pretraining], path: Path) -> bool:
