@@ -3,7 +3,7 @@
     python -m benchmarks.evidence EXPERIMENT --out FILE.md [--minutes 9] [--set KEY=VALUE]
 
 Runs ``python -m pipeline.launch all EXPERIMENT --cluster local`` and nothing else. After ``--minutes`` it is
-interrupted, as by Ctrl-C: trainings leave a checkpoint, and the same command goes on from there. Once
+stopped, as by a batch system: trainings leave a checkpoint, and the same command goes on from there. Once
 everything is done, FILE.md has the command, the commit, the hardware and the time of all sittings together,
 and then the tables of the experiment's report. The exit code is 0 only when the tables are there.
 """
@@ -31,7 +31,7 @@ def run(command: list[str], *, seconds: float | None) -> int:
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
     try:
         process.wait(GRACE_S)
     except subprocess.TimeoutExpired:
