@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import shards
@@ -26,7 +26,7 @@ from pipeline.errors import (
     redacted_traceback,
     storage_error,
 )
-from pipeline.files import chosen_umask, look_for_new_files
+from pipeline.files import chosen_umask, look_for_new_files, write_atomically
 from pipeline.garbage import no_garbage_collection
 from pipeline.installed import check_torch
 from pipeline.lock import Held, Lock, TakenOver, lock
@@ -321,13 +321,22 @@ def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) 
         write_json(folder / "error.json", said)
 
 
-def _publish(folder: Path, names: Iterable[str], tables: Path) -> None:
-    """Copy the tables and plots beside the manifest, where people look for them."""
+def _publish(folder: Path, names: Collection[str], tables: Path) -> None:
+    """Copy the tables and plots beside the manifest, where people look for them.
+
+    What an earlier experiment of this name left there, and is no longer made, goes; other files stay.
+    """
     tables.mkdir(parents=True, exist_ok=True)
+    made = {Path(name).name for name in names}
     for name in names:
         temporary = tables / f".{Path(name).name}"
         shutil.copyfile(folder / name, temporary)
         os.replace(temporary, tables / Path(name).name)
+    listed = tables / ".made"
+    if listed.is_file():
+        for name in {Path(line).name for line in listed.read_text().splitlines()} - made - {""}:
+            (tables / name).unlink(missing_ok=True)
+    write_atomically(listed, "".join(f"{name}\n" for name in sorted(made)).encode(), sync=False)
 
 
 def _hosts(ranks: Ranks) -> list[str]:

@@ -96,6 +96,16 @@ def test_deleted_receipt_runs_that_task_and_the_tables(launch):
     assert launch("all") == {"finetune/tiny-supervised-cnn-linear-10pc-s0", "aggregate/tiny"}
 
 
+@pytest.mark.slow
+def test_tables_that_are_no_longer_made_do_not_stay(launch):
+    tables = launch.folder / "runs" / "tiny" / "tables"
+    (tables / "mine.csv").write_text("a note")
+    before = {path.name for path in tables.iterdir()}
+    assert launch("all", settings=["report.metric=accuracy"]) == {"aggregate/tiny"}
+    after = {path.name for path in tables.iterdir()}
+    assert before - after == {"macro_f1_tiny.png"} and after - before == {"accuracy_tiny.png"}
+
+
 def test_dry_run_touches_nothing(tmp_path, capsys):
     launch = Launcher(tmp_path, capsys)
     assert launch("all", "--dry-run") == set()
