@@ -25,13 +25,14 @@ from pipeline.train.boundary import Agreed, Boundary
 from pipeline.train.distributed import World
 from pipeline.train.logs import LOG, Log, read_log
 from pipeline.train.optim import make_optimizer, set_schedule
-from pipeline.train.state import State, random_state, set_random_state
+from pipeline.train.state import Before, State
 from pipeline.train.syncbn import synchronise_batch_norm
 from pipeline.train.views import Views
 
 Probe = Callable[[Method, dict[str, Net]], dict[str, dict[str, Any]]]  # lines for the log, by kind
 LINES_PER_EPOCH = 10
 MOST_STEPS_A_LINE = 50
+DDP_SETTLES = 2  # steps with a static graph before DDP has laid out its buckets for good
 MOST_BROKEN = 10  # losses that are not finite, one after another or after going back, before it stops
 
 
@@ -142,6 +143,7 @@ class Loop:
         self.boundary = Boundary(world)
         self.autocast = autocast(training, world)
         self.model: torch.nn.Module = method
+        self.rehearsals = 0
         if training.compile:
             for net in [part for part in method.modules() if isinstance(part, Net)]:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]
@@ -149,6 +151,7 @@ class Loop:
         if world.world_size > 1 and self.learns:
             whole = self.state.accumulate == 1  # a static graph cannot leave out the synchronisation
             self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)
+            self.rehearsals = min(self.first, DDP_SETTLES) if whole else 0
 
     def run(self) -> Trained:
         """Train from the newest sound checkpoint, or from the start.
@@ -181,6 +184,7 @@ class Loop:
         for step, batches in enumerate(self.feed.steps(self.first, self.steps), start=self.first):
             if step in self.state.left_out:
                 continue
+            self._rehearse(batches[0])
             now = self._progress(step)
             rates = self._set_rates(step)
             scalars = self._step(batches, now)
@@ -199,6 +203,22 @@ class Loop:
                 self._stop(step + 1)
         self._refuse_broken(self.boundary.settle())
 
+    def _rehearse(self, batch: Batch) -> None:
+        """Once: the first passes again, forward and backward, which leave nothing but DDP's order of gradients.
+
+        DDP lays its buckets out anew after its first steps, in the order in which gradients came. Where more
+        than two ranks add up, a gradient's place decides in which order that is: a resumed training would
+        differ in the last bits of some steps from one that was never interrupted.
+        """
+        for step in range(self.rehearsals):
+            before, now = Before(self.method, self.world.device), self._progress(step)
+            with self.autocast():
+                outputs = self.model(self.views(batch, self.method.views_needed(now)), now)
+            outputs["loss"].backward()
+            self.method.zero_grad(set_to_none=True)
+            before.restore()
+        self.rehearsals = 0
+
     def _step(self, batches: list[Batch], now: Progress) -> dict[str, Tensor] | None:
         """Forward and backward over all accumulations, then one optimiser step.
 
@@ -208,8 +228,7 @@ class Loop:
         totals: dict[str, Tensor] = {}
         skips = self.training.on_nan == "skip" and self.learns
         if skips:
-            buffers = [buffer.clone() for buffer in self.method.buffers()]
-            random = random_state(self.world.device)
+            before = Before(self.method, self.world.device)
         for number, batch in enumerate(batches, start=1):
             views = self.views(batch, self.method.views_needed(now))
             with self._synchronised(number == len(batches)), torch.set_grad_enabled(self.learns):
@@ -226,9 +245,7 @@ class Loop:
                 most = self.training.clip_grad or math.inf
                 norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), most)
             if skips and self._is_broken(totals["loss"], norm):
-                for buffer, before in zip(self.method.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
-                set_random_state(random, self.world.device)
+                before.restore()
                 self.optimizer.zero_grad(set_to_none=True)
                 self._count_skipped(now.step)
                 return None

@@ -206,6 +206,26 @@ class State:
         torch.manual_seed((self.seed * 1_000_003 + step) * 65_536 + self.world.rank)
 
 
+class Before:
+    """What a forward pass changes, kept so that a step that is not to count can be taken back.
+
+    Args:
+        method: its buffers are kept; its weights change in the optimiser's step only.
+        device: its random state is kept, and the CPU's.
+    """
+
+    def __init__(self, method: torch.nn.Module, device: torch.device) -> None:
+        self.method, self.device = method, device
+        self.buffers = [buffer.clone() for buffer in method.buffers()]
+        self.random = random_state(device)
+
+    def restore(self) -> None:
+        """Put buffers and random state back."""
+        for buffer, before in zip(self.method.buffers(), self.buffers, strict=True):
+            buffer.copy_(before)
+        set_random_state(self.random, self.device)
+
+
 def random_state(device: torch.device) -> torch.Tensor:
     """(K,) uint8: the generators of the CPU and of the device."""
     parts = [torch.get_rng_state()]
