@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.jobs import Job
 from pipeline.manifest import Manifest, Task, read_error
 from pipeline.specs import STAGES, Resources
-from pipeline.stages.work import read_progress
+from pipeline.stages.work import WARNING_STAGES, Entry, read_progress, warnings_of
 from pipeline.states import ORDER, TaskState, counts
 
 if TYPE_CHECKING:
@@ -108,9 +108,10 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     out.print("\n".join(lines))
 
 
-def print_nothing_to_do(folder: Path) -> None:
+def print_nothing_to_do(manifest: Manifest, folder: Path) -> None:
     console().print("everything is done; nothing to run")
     print_tables(folder)
+    print_warnings(manifest, manifest.tasks)
     _print_next(folder)
 
 
@@ -128,11 +129,12 @@ def print_array(array: Sequence[Job], ids: Sequence[str]) -> None:
     console().print(f"submitted {tasks} {array[0].stage} task{'s' * (tasks > 1)} as {jobs}: {what}")
 
 
-def print_submitted(folder: Path, submitted: int, active: int, *, waiting: bool) -> None:
+def print_submitted(manifest: Manifest, folder: Path, submitted: int, active: int, *, waiting: bool) -> None:
     running = f"; {active} were submitted before and are still on their way" if active else ""
     rest = "Waiting for them; Ctrl-C leaves them running." if waiting else "Nothing has to stay alive here."
     console().print(f"{submitted} task{'s' * (submitted != 1)} submitted{running}. {rest}")
     if not waiting:
+        print_warnings(manifest, manifest.tasks)
         _print_next(folder)
 
 
@@ -142,7 +144,7 @@ def print_outcome(
     asked: Sequence[Task],
     broken: Mapping[str, Sequence[Path]] | None = None,
 ) -> int:
-    """The table, what failed and where to read about it, the next commands. Returns the exit code.
+    """The table, warnings, what failed and where to read about it, the next commands. Returns the exit code.
 
     Args:
         asked: the tasks that were to be run.
@@ -150,6 +152,7 @@ def print_outcome(
     """
     if any(task.stage == "aggregate" for task in asked):  # else they are of an earlier run
         print_tables(folder)
+    print_warnings(manifest, manifest.tasks)
     logs_of_broken = list((broken or {}).values())
     errors = {
         # Where the disk is full there is no error.json, but the log has it.
@@ -202,6 +205,19 @@ def _last_line(logs: Sequence[Path]) -> str:
     return "its log is empty"
 
 
+def print_warnings(manifest: Manifest, tasks: Iterable[Task], *, stderr: bool = True) -> None:
+    """What those of some tasks that are done warn of; one warning of many tasks is said once."""
+    entries = [
+        Entry(task, manifest.folder(task), manifest.receipt(task), None)
+        for task in tasks
+        if task.stage in WARNING_STAGES
+    ]
+    out = console(stderr=stderr)
+    for line, warned in warnings_of(entries).items():
+        out.print("[yellow]warning[/]: ", end="")
+        out.print(f"{_few(warned)}: {line}", markup=False)
+
+
 def print_tables(folder: Path) -> None:
     """The summary table and where the CSVs are, once there are any."""
     tables = folder / "tables"
@@ -241,6 +257,7 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
             reasons[state.detail] = reasons.get(state.detail, 0) + 1
     for reason, number in reasons.items():
         out.print(f"queued: {number} because: {reason}")
+    print_warnings(manifest, manifest.tasks, stderr=False)
 
 
 def _print_next(folder: Path) -> None:
@@ -305,6 +322,8 @@ class LocalWatcher:
             seconds = f" after {took:.0f} s" if event.kind in ("finished", "failed") else ""
             count = f"{time.strftime('%H:%M:%S')} {len(self.ended)}/{len(self.jobs)}"
             print(f"{count} {event.kind:9} {event.name}{tasks}{seconds}", flush=True)
+        if event.kind == "finished" and len(self.ended) < len(self.jobs):  # else the outcome says it now
+            print_warnings(self.manifest, self.jobs[event.name].tasks)
 
     def render(self) -> Any:
         """The whole view: one bar for all jobs, one for each that runs."""

@@ -39,7 +39,7 @@ def render(
     """
     summary, gains = tables["summary"], tables["gains"]
     confidence = f"{100 * settings.confidence:g} %"
-    parts = [f"# {name}", _best(summary), _unfinished(collected.unfinished)]
+    parts = [f"# {name}", _best(summary), _unfinished(collected.unfinished), _warnings(collected.warnings)]
     for dataset in dict.fromkeys(summary["dataset"]):
         mine = summary[summary["dataset"] == dataset]
         metric = collected.compared[dataset]
@@ -121,6 +121,11 @@ def _unfinished(unfinished: Sequence[Unfinished]) -> str:
         f"## Not finished: {failed} failed, {len(unfinished) - failed} missing\n\n"
         "The tables below are without these tasks.\n\n" + _table(["task", "state", "why", "log"], rows)
     )
+
+
+def _warnings(warnings: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"- {', '.join(tasks)}: {line}" for line, tasks in warnings.items()]
+    return "## Warnings\n\n" + "\n".join(lines) if lines else ""
 
 
 def _pivot(summary: pd.DataFrame, metric: str) -> str:

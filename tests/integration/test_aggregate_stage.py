@@ -195,6 +195,21 @@ def test_missing_and_failed_tasks_are_named_in_the_tables_place(
     assert "(1 of 2 seeds)" in report and "**1 of 2**" in report
 
 
+def test_what_the_data_warn_of_stands_before_the_tables(
+    whole: tuple[list[Entry], Path], tmp_path: Path
+) -> None:
+    shard = whole[0][0]
+    assert shard.receipt is not None
+    metrics = {**shard.receipt.metrics, "warnings": ["3 images have no mask", *map(str, range(5))]}
+    warned = replace(shard, receipt=replace(shard.receipt, metrics=metrics))
+    report = (run([warned, *whole[0][1:]], tmp_path) / "report.md").read_text()
+    before, section = report.split("## Warnings\n\n")
+    assert section.startswith("- shard/blood: 3 images have no mask\n- shard/blood: 0\n")
+    assert f"\n- shard/blood: 1 more, in {shard.task.folder}/receipt.json of the store\n" in section
+    assert "## blood: macro_f1" in section and "## blood" not in before
+    assert "## Warnings" not in (whole[1] / "report.md").read_text()
+
+
 def test_nothing_done_still_gives_every_file(whole: tuple[list[Entry], Path], tmp_path: Path) -> None:
     folder = run([replace(entry, receipt=None) for entry in whole[0]], tmp_path)
     assert len(pd.read_csv(folder / "results.csv")) == 24
