@@ -135,6 +135,11 @@ def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list
         for name, count in entry["classes"].items():
             if not count:
                 lines.append(f"class '{name}' has no sample in the {split} split")
+        if split != "train" and entry["unlabelled"]:
+            lines.append(
+                f"{entry['unlabelled']} images of the {split} split are unlabelled and serve for nothing:"
+                " pretraining takes train images"
+            )
     clipped = sum(one.clipped for one in facts.measured if one)
     dropped = sum(one.dropped for one in facts.measured if one)
     if clipped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,48 @@ def test_two_folders_of_one_split_are_named(tmp_path):
         put(tmp_path / "masks" / name / "1.png", blocks(1, [0, 1]))
     with pytest.raises(InputError, match=r"masks/val and .*masks/valid are both the val split"):
         MaskSource(tmp_path).listing()
+
+
+@pytest.mark.parametrize("paths", [{}, {"images": "images/{split}", "masks": "masks/{split}"}])
+def test_images_beside_the_folders_of_splits_are_counted(tmp_path, paths):
+    root = like_nuclei(tmp_path, [0, 1], 2)
+    for number in range(5):
+        put(root / "images" / "holdout" / "deep" / f"{number}.png", picture(number))
+    put(root / "images" / "loose.png", picture(9))
+    put(root / "images" / "more" / "10.png", picture(10))
+    source = MaskSource(root, **paths)
+    (note,) = source.listing(exclude=[root / "images" / "more"]).notes
+    assert note == "6 images lie in no split's folder and were not read, e.g. images/holdout/deep/0.png"
+    assert source.listing().notes == [note.replace("6", "7")]
+
+
+def test_masks_lie_beside_folders_of_images_by_split_without_a_word(tmp_path):
+    root = like_nuclei(tmp_path, [0, 1], 2)
+    for path in (root / "images").iterdir():
+        path.rename(root / path.name)
+    assert MaskSource(root, "{split}", "masks/{split}").listing().notes == []
+
+
+@pytest.mark.parametrize("paths", [{}, {"images": "images/{split}", "masks": "masks/{split}"}])
+def test_split_without_masks_serves_for_pretraining_and_another_is_made(tmp_path, paths):
+    root = like_nuclei(tmp_path / "in", [0, 1])
+    shutil.rmtree(root / "masks" / "test")
+    index = write(MaskSource(root, **paths), tmp_path / "out")
+    unlabelled = index.samples["path"].iloc[index.rows("train", labelled=False)]
+    assert sorted(unlabelled) == [f"images/test/{number}.png" for number in range(8)]
+    made = index.samples["path"].iloc[index.rows("test")]
+    assert len(made) and made.str.startswith("images/train").all()
+    assert (
+        "no image of the test split is labelled: its 8 images serve for pretraining, and another test split"
+        " is made out of train" in index.warnings
+    )
+
+
+def test_masks_of_a_split_without_images_are_named(tmp_path):
+    root = like_nuclei(tmp_path, [0, 1], 2)
+    shutil.rmtree(root / "images" / "val")
+    with pytest.raises(InputError, match=r"no folder .*images/val, though there is .*masks/val"):
+        MaskSource(root).listing()
 
 
 def table(root: Path) -> Path:
