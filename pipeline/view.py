@@ -40,7 +40,7 @@ def print_experiments(ready: Mapping[str, Path]) -> None:
 
     table = Table("name", "what it is", box=None, header_style="bold")
     for name, path in sorted(ready.items()):
-        table.add_row(name, path.read_text().splitlines()[0].lstrip("# "))
+        table.add_row(name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
     console().print(table)
     console().print(
         "\nrun one:   python -m pipeline.launch all NAME\nread one:  python -m pipeline.launch show NAME"
@@ -190,7 +190,7 @@ def _error_in_logs(task: str, logs: Iterable[Sequence[Path]]) -> dict[str, Any] 
     """A user's error that a job could only print, as error.json would say it."""
     start = f"error: {task}: "
     for log in (log for some in logs for log in some if log.is_file()):
-        for line in log.read_text(errors="replace").splitlines():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(start):
                 return {"user_error": True, "message": line.removeprefix(start)}
     return None
@@ -198,7 +198,7 @@ def _error_in_logs(task: str, logs: Iterable[Sequence[Path]]) -> dict[str, Any] 
 
 def _last_line(logs: Sequence[Path]) -> str:
     for log in logs:
-        lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
         said = [line for line in lines if line.strip()]
         if said:
             return said[-1]

@@ -56,7 +56,7 @@ def run(work: Work) -> Outcome:
 
     arrays = prediction.arrays | {"rows": problem.test.rows.astype(np.int64)}
     np.savez(work.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
-    with (work.folder / "log.jsonl").open("w") as file:
+    with (work.folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in prediction.log)
     metrics: dict[str, Any] = {
         "num_labels": len(problem.train),
