@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,11 @@ def console(stderr: bool = False) -> Console:
     # Beyond a terminal (a log file, a pipe) lines are not folded, and tables get the room they need.
     stream = sys.stderr if stderr else sys.stdout
     return Console(
-        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else PIPE_COLUMNS
+        stderr=stderr,
+        highlight=False,
+        emoji=False,  # ":cat:" in a path is no cat
+        soft_wrap=True,
+        width=None if stream.isatty() else PIPE_COLUMNS,
     )
 
 
@@ -60,7 +65,7 @@ def print_cluster(name: str, profile: Profile | None, asked: str) -> None:
         else f"Slurm{f' ({asked})' if asked not in ('auto', 'slurm') else ''}"
     )
     why = " (no sbatch on the PATH)" if (name, asked) == ("local", "auto") else ""
-    console().print(f"cluster: {where}{why}")
+    console().print(f"cluster: {where}{why}", markup=False)
 
 
 def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
@@ -78,7 +83,8 @@ def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
     by_stage = ", ".join(f"{sum(task.stage == stage for task in manifest.tasks)} {stage}" for stage in STAGES)
     console().print(
         f"\n{len(manifest.tasks)} tasks ({by_stage}); {len(pending)} to run in {jobs} jobs"
-        f"\nstore: {manifest.store}"
+        f"\nstore: {manifest.store}",
+        markup=False,
     )
 
 
@@ -177,7 +183,7 @@ def print_outcome(
         if name in unstarted or name.split(" ")[0] in unstarted:
             out.print(f"[red]error[/]: the job {name} ended early: ", end="")
             out.print(_last_line(logs), markup=False)
-            out.print(f"  log: {', '.join(map(str, logs))}")
+            out.print(f"  log: {', '.join(map(str, logs))}", markup=False)
     if unstarted:
         console().print(f"not run: {_few(unstarted)}")
     _print_next(folder)
@@ -226,7 +232,7 @@ def print_tables(folder: Path) -> None:
 
         console().print(terminal(tables / "summary.csv"))
         names = sorted(path.name for path in tables.iterdir() if path.suffix in (".csv", ".md"))
-        console().print(f"tables: {tables}/ ({', '.join(names)})")
+        console().print(f"tables: {tables}/ ({', '.join(names)})", markup=False)
 
 
 def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
@@ -238,7 +244,8 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
     for stage, row in counts(states).items():
         table.add_row(stage, *(str(row[name]) if row[name] else "[dim]·[/]" for name in ORDER))
     out.print(
-        f"{manifest.experiment['name']} on {manifest.cluster or 'no cluster yet'}, store {manifest.store}"
+        f"{manifest.experiment['name']} on {manifest.cluster or 'no cluster yet'}, store {manifest.store}",
+        markup=False,
     )
     out.print(table)
     for name in ("running", "failed", "cancelled"):
@@ -248,7 +255,7 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
             out.print(f"{name}: {state.task.id}{job}", end="")
             out.print(f": {state.detail}" if state.detail else "", markup=False)
             if state.log:
-                out.print(f"  log: {state.log}")
+                out.print(f"  log: {state.log}", markup=False)
         if len(chosen) > 20:
             out.print(f"{name}: {len(chosen) - 20} more (--json lists all)")
     reasons: dict[str, int] = {}
@@ -256,16 +263,18 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
         if state.state == "queued" and state.detail:
             reasons[state.detail] = reasons.get(state.detail, 0) + 1
     for reason, number in reasons.items():
-        out.print(f"queued: {number} because: {reason}")
+        out.print(f"queued: {number} because: {reason}", markup=False)
     print_warnings(manifest, manifest.tasks, stderr=False)
 
 
 def _print_next(folder: Path) -> None:
     name = folder.name
-    runs = "" if folder.parent == Path("runs").absolute() else f" --runs {folder.parent}"
+    runs = "" if folder.parent == Path("runs").absolute() else f" --runs {shlex.quote(str(folder.parent))}"
+    summary = shlex.quote(str(folder / "tables" / "summary.csv"))
     console().print(
         f"next:  python -m pipeline.launch status {name}{runs}   (logs: {folder / 'logs'})\n"
-        f"       column -s, -t < {folder / 'tables' / 'summary.csv'} | less -S"
+        f"       column -s, -t < {summary} | less -S",
+        markup=False,
     )
 
 

@@ -335,9 +335,8 @@ def _publish(folder: Path, names: Collection[str], tables: Path) -> None:
         os.replace(temporary, tables / Path(name).name)
     listed = tables / ".made"
     if listed.is_file():
-        for name in (
-            {Path(line).name for line in listed.read_text(encoding="utf-8").splitlines()} - made - {""}
-        ):
+        before = listed.read_text(encoding="utf-8").splitlines()
+        for name in {Path(line).name for line in before} - made - {""}:
             (tables / name).unlink(missing_ok=True)
     write_atomically(listed, "".join(f"{name}\n" for name in sorted(made)).encode(), sync=False)
 

@@ -143,9 +143,8 @@ class Testbed:
         for pid, command in _processes():
             try:
                 environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                parent = int(
-                    Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
-                )
+                facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+                parent = int(facts.rpartition(")")[2].split()[1])
             except (OSError, ValueError):
                 continue
             if all(entry in environment for entry in wanted):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+
+import pytest
 
 from pipeline import view
 from pipeline.jobs import Job
 from pipeline.manifest import Manifest, Receipt, Task
 from pipeline.specs import Resources
-from pipeline.states import task_states
-from slurm import JobEvent
+from pipeline.states import TaskState, task_states
+from slurm import JobEvent, Profile
 
 LOST = "6 images beside the split folders are not read, e.g. images/[b]1.png"
 
@@ -76,3 +79,36 @@ def test_a_warning_is_said_as_soon_as_its_job_ends_if_others_still_run(tmp_path,
     capsys.readouterr()
     watcher(JobEvent("finished", "shard/tiny"))
     assert f"warning: shard/tiny: {LOST}\n" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", ["r[b]uns", "a[/b]", "ru ns", "it's", ":cat:", "\\[red]", "[link=x]"])
+def test_paths_are_printed_as_they_are_and_commands_can_be_pasted(tmp_path, capsys, name):
+    folder = tmp_path / name
+    shard = task("shard", "tiny")
+    made = manifest(folder, shard)
+    (folder / "tiny" / "tables").mkdir(parents=True)
+    (folder / "tiny" / "tables" / "summary.csv").write_text("metric,fraction,dataset,collapsed\n")
+    log = folder / "job.err"
+    log.write_text("the end\n")
+    view.print_plan(made, set(), jobs=0)
+    view.print_nothing_to_do(made, folder / "tiny")
+    view.print_outcome(made, folder / "tiny", [shard], {"shard/tiny": [log]})
+    view.print_states(made, [TaskState(shard, "failed", f"in {name}", log=str(log))])
+    view.print_states(made, [TaskState(shard, "queued", f"because of {name}")])
+    view.print_cluster("slurm", Profile(), f"{folder}.yaml")
+    said = "".join(capsys.readouterr())
+    for path, times in (
+        (made.store, 3),
+        (folder / "tiny" / "logs", 2),
+        (folder / "tiny" / "tables/ (", 1),
+        (f"{folder}.yaml", 1),
+        (f"log: {log}\n", 2),
+        (f"in {name}\n", 1),
+        (f"because of {name}\n", 1),
+    ):
+        assert said.count(str(path)) == times, (path, said)
+    lines = [line for line in said.splitlines() if line.startswith("next:")]
+    commands = [line.removeprefix("next:").split("   (logs")[0] for line in lines]
+    assert [shlex.split(command)[-2:] for command in commands] == [["--runs", str(folder)]] * 2
+    column = next(line for line in said.splitlines() if "column -s" in line)
+    assert shlex.split(column)[4] == str(folder / "tiny" / "tables" / "summary.csv")
