@@ -252,7 +252,7 @@ def test_mask_that_cannot_be_read_rejects_its_image(tmp_path):
 
 def test_no_readable_mask_and_class_that_is_in_none_are_named(tmp_path):
     root = flat(tmp_path / "in", [0, 1])
-    with pytest.raises(InputError, match="class 'rare' has no readable image"):
+    with pytest.raises(InputError, match="no readable mask holds the value 2 of 'rare': they hold 0, 1"):
         write(MaskSource(root, mask_classes={"a": 0, "b": 1, "rare": 2}), tmp_path / "out")
     for path in (root / "masks").iterdir():
         path.write_bytes(b"")
@@ -269,6 +269,18 @@ def test_mask_of_ignored_pixels_only_is_labelled_with_nothing(tmp_path):
     row = index.samples["path"].tolist().index("images/3.jpg")
     assert index.samples["labels"][row] == "" and index.samples["labelled"][row]
     assert (index.mask(row) == IGNORE).all() and index.targets([row]).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(("ignored", "why"), [(None, "was taken as ignored"), ([255], "is in mask_ignore")])
+def test_masks_of_0_and_255_whose_classes_are_named_0_and_1(tmp_path, ignored, why):
+    source = MaskSource(
+        flat(tmp_path / "in", [0, 255]), mask_classes={"bg": 0, "obj": 1}, mask_ignore=ignored
+    )
+    with pytest.raises(InputError) as refused:
+        write(source, tmp_path / "out")
+    assert (
+        str(refused.value) == f"no readable mask holds the value 1 of 'obj'; 255, found in masks/1.png, {why}"
+    )
 
 
 @pytest.mark.parametrize(
