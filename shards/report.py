@@ -129,6 +129,9 @@ def _near_duplicates(facts: Facts) -> dict[str, Any]:
 
 def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list[str]:
     lines = list(facts.listing.notes)
+    if facts.listing.task in ("multiclass", "multilabel") and len(facts.listing.classes) == 1:
+        only = facts.listing.classes[0]
+        lines.append(f"there is only one class, '{only}': good for pretraining, not for fine-tuning")
     if facts.rejected:
         lines.append(f"{len(facts.rejected)} unreadable images are left out (rejected.csv)")
     for split, entry in table.items():
