@@ -38,8 +38,8 @@ def run(work: Work) -> Outcome:
     """Learn from the drawn labels, predict the test split once, and write both down.
 
     Raises:
-        UserError: unknown protocol or metric, only one class, a split without labels, or a GPU asked for where
-        there is none.
+        UserError: unknown protocol or metric, one class only, a split without labels, or a GPU asked for
+        where there is none.
         Interrupted: asked to stop; the task is short and starts again from its beginning.
     """
     spec = FinetuneSpec.model_validate(work.task.spec)
