@@ -400,6 +400,17 @@ def table(root: Path) -> Path:
     return root
 
 
+def test_missing_suffix_of_a_mask_is_found_on_disk_as_that_of_an_image_is(tmp_path):
+    flat(tmp_path, [0, 1], 4)
+    rows = "".join(f"images/{number},masks/{number}\n" for number in (0, 1, 2))
+    (tmp_path / "labels.csv").write_text(f"path,mask\n{rows}images/3,masks/none\n")
+    listing = CsvSource(tmp_path, mask_column="mask").listing()
+    assert [one.annotation and one.annotation.path for one in listing.samples] == [
+        *("masks/0.png", "masks/1.png", "masks/2.png", None)
+    ]
+    assert any("1 masks that labels.csv names do not exist, e.g. masks/none" in x for x in listing.notes)
+
+
 def test_csv_with_a_mask_column_keeps_groups_and_splits(tmp_path):
     options = {"mask_column": "mask", "group_column": "patient", "split_column": "part"}
     index = write(CsvSource(table(tmp_path / "in"), **options), tmp_path / "out")
