@@ -44,7 +44,7 @@ class CrossArchitectureOptions(Options):
     covariance: float = Field(1, ge=0)
 
     @model_validator(mode="after")
-    def _self_pairs_need_two_views(self) -> CrossArchitectureOptions:
+    def _goes_together(self) -> CrossArchitectureOptions:
         if self.pairs != "cross" and self.views == 1:
             raise ValueError(f"pairs '{self.pairs}' needs views 2: a net agrees with itself across two views")
         if self.auxiliary and (self.views == 1 or self.head == "logits"):
@@ -55,6 +55,25 @@ class CrossArchitectureOptions(Options):
             raise ValueError("n_local needs views 2: small crops are compared with two whole views")
         if self.teacher and self.regulariser in ("variance_covariance", "stop_gradient"):
             raise ValueError(f"teacher goes with infonce, nt_xent or none, not with {self.regulariser}")
+        if self.auxiliary and self.regulariser == "stop_gradient":
+            raise ValueError("auxiliary does not go with stop_gradient: its heads have no predictors")
+        if self.patch_weight and self.head == "logits":
+            raise ValueError("patch_weight needs head projector: logits have no places")
+        if self.patch_weight and self.views == 2 and self.pairs == "cross" and not self.symmetric:
+            raise ValueError(
+                "patch_weight compares places of the same views: it needs symmetric, or pairs cross+self"
+            )
+        if self.cross_gradient != "both" and self.pairs == "self":
+            raise ValueError(
+                f"cross_gradient '{self.cross_gradient}' needs pairs cross or cross+self: with pairs 'self'"
+                " there is nothing to learn from the other"
+            )
+        if self.cross_gradient != "both" and self.pairs == "cross" and not self.auxiliary:
+            other = {"cnn": "vit", "vit": "cnn"}[self.cross_gradient]
+            raise ValueError(
+                f"cross_gradient '{self.cross_gradient}' needs pairs cross+self, or auxiliary: the {other}"
+                " would learn from nothing"
+            )
         return self
 
 
