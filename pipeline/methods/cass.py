@@ -245,13 +245,15 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
     # A small crop has no teacher's vector: where only one net learns, its own small crops are what can.
     one_way = options["cross_gradient"] if options["teacher"] else "both"
     for local in range(2, 2 + options["n_local"]):
-        whole = local % 2
+        whole = {arch: local % 2 for arch in ARCHS}
+        if not alone and not options["symmetric"]:
+            whole = {"cnn": 0, "vit": 1}  # each net sees but one
         if across and one_way in ("both", "cnn"):
-            pairs.append((("cnn", local), ("vit", whole)))
+            pairs.append((("cnn", local), ("vit", whole["vit"])))
         if across and one_way in ("both", "vit"):
-            pairs.append((("vit", local), ("cnn", whole)))
+            pairs.append((("vit", local), ("cnn", whole["cnn"])))
         if alone:
-            pairs += [((arch, local), (arch, whole)) for arch in ARCHS]
+            pairs += [((arch, local), (arch, whole[arch])) for arch in ARCHS]
     return pairs
 
 

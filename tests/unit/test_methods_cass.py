@@ -205,6 +205,18 @@ def test_small_crops_are_compared_with_one_whole_view_each():
     assert method(views, START)["loss"].isfinite()
 
 
+def test_with_one_view_order_each_net_sees_one_whole_view_and_the_small_crops():
+    """A small crop is compared with the only whole view that the other net sees."""
+    method = make("cass_nce", pairs="cross", symmetric=False, n_local=2, local_size=16)
+    assert set(method.pairs) == {
+        (("cnn", 0), ("vit", 1)),
+        *((("cnn", crop), ("vit", 1)) for crop in (2, 3)),
+        *((("vit", crop), ("cnn", 0)) for crop in (2, 3)),
+    }
+    vectors, _ = method._vectors([torch.rand(4, 3, view.size, view.size) for view in method.views])
+    assert sorted(vectors) == [("cnn", 0), ("cnn", 2), ("cnn", 3), ("vit", 1), ("vit", 2), ("vit", 3)]
+
+
 def test_small_crops_need_two_whole_views():
     with pytest.raises(UserError, match="n_local needs views 2"):
         resolve_options("cass", {"n_local": 2})
