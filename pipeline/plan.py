@@ -32,7 +32,7 @@ FORMATS = {
     "search": 2,
     "pretrain": 1,
     "finetune": 2,
-    "aggregate": 2,
+    "aggregate": 3,
 }  # raise one when a stage's results change
 
 SEARCH_SHORTENS = {"teacher_warmup_epochs", "freeze_last_layer_epochs"}  # options counted in epochs
