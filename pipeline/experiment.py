@@ -60,6 +60,7 @@ class FinetuneSection(FinetuneSettings):
         ["finetune", "linear", "knn", "seg_linear", "seg_fpn", "detect"], min_length=1
     )  # a data set gets those of its kind
     fractions: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
+    fit: Literal["squash", "crop", "pad"] | None = None  # type: ignore[assignment]  # None: as pretrained
 
     @field_validator("protocols")
     @classmethod

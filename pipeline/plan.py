@@ -155,7 +155,9 @@ def _finetune_tasks(
     needs: tuple[Task, Task],
 ) -> list[Task]:
     section = experiment.finetune
-    settings = FinetuneSettings.model_validate(section.model_dump(exclude={"protocols", "fractions"}))
+    given = section.model_dump(exclude={"protocols", "fractions"})
+    fit = section.fit or experiment.training_of(label).fit
+    settings = FinetuneSettings.model_validate(given | {"fit": fit})
     tasks = []
     for protocol in experiment.protocols_of(dataset):
         for fraction in section.fractions:

@@ -184,6 +184,18 @@ def test_a_search_warms_up_for_the_share_of_it_that_the_pretraining_does():
     assert training["train"]["warmup_epochs"] == 10 and training["options"]["teacher_warmup_epochs"] == 50
 
 
+def test_images_become_square_as_in_pretraining_unless_fine_tuning_says_otherwise():
+    def fits(*settings):
+        tasks = plan(load_experiment("quickstart", ["methods.cass.train={fit: pad}", *settings]))
+        return {
+            (task.spec["label"], task.spec["settings"]["fit"]) for task in tasks if task.stage == "finetune"
+        }
+
+    assert {("cass", "pad"), ("supervised", "squash")} < fits()
+    assert {("cass", "pad"), ("supervised", "crop")} < fits("pretrain.fit=crop")
+    assert {fit for _, fit in fits("pretrain.fit=crop", "finetune.fit=squash")} == {"squash"}
+
+
 def test_no_search_without_need():
     tasks = plan(load_experiment("quickstart", ["methods={supervised: {}, hssl: {options: {head: pool}}}"]))
     assert not [task for task in tasks if task.stage == "search"]
