@@ -55,7 +55,7 @@ class Side:
         places = ["--store", str(self.folder / "store"), "--runs", str(self.folder / "runs")]
         sets = [word for setting in self.settings for word in ("--set", setting)]
         command = [sys.executable, "-m", "pipeline.launch", "all", str(EXPERIMENT), "--wait"]
-        with (self.folder / "launch.log").open("a") as log:
+        with (self.folder / "launch.log").open("a", encoding="utf-8") as log:
             where = [*places, *sets, "--cluster", self.cluster]
             return subprocess.run([*command, *where], stdout=log, stderr=log, check=False).returncode
 
@@ -118,7 +118,7 @@ def chaos(folder: Path, *, kills: int, seed: int, settings: Sequence[str]) -> tu
     if calm.launch():
         raise UserError(f"the undisturbed run failed; see {calm.folder / 'launch.log'}")
     profile = folder / "cluster.yaml"
-    profile.write_text(f"device: cpu\npython: {sys.executable}\n")
+    profile.write_text(f"device: cpu\npython: {sys.executable}\n", encoding="utf-8")
     wild = Side(folder / "disturbed", str(profile), settings)
     killer = Killer(wild, kills=kills, seed=seed)
     began, launches = time.monotonic(), 1

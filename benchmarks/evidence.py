@@ -42,7 +42,7 @@ def run(command: list[str], *, seconds: float | None) -> int:
 
 def sittings(path: Path) -> list[float]:
     """Seconds of each sitting so far."""
-    return json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,18 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     folder.mkdir(parents=True, exist_ok=True)
     spent = [*sittings(folder / "sittings.json"), round(time.monotonic() - began, 1)]
-    (folder / "sittings.json").write_text(json.dumps(spent))
+    (folder / "sittings.json").write_text(json.dumps(spent), encoding="utf-8")
     if code:
         print(f"not done after {len(spent)} sittings, {sum(spent):.0f} s: give the same command again")
         return code
-    report = (folder / "tables" / "report.md").read_text()
+    report = (folder / "tables" / "report.md").read_text(encoding="utf-8")
     head = [
         f"    {' '.join(said)}",
         "",
         f"Commit {commit()}, {hardware()}; {sum(spent) / 60:.0f} minutes in {len(spent)} sittings.",
         "",
     ]
-    given.out.write_text("\n".join(head) + report)
+    given.out.write_text("\n".join(head) + report, encoding="utf-8")
     print(f"wrote {given.out}")
     return 0
 

@@ -34,7 +34,7 @@ def report(figures: Sequence[Figure], *, append_to: Path | None = None) -> None:
     if append_to is None:
         return
     new = not append_to.exists()
-    with append_to.open("a", newline="") as file:
+    with append_to.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if new:
             writer.writerow(["date", "hardware", "commit", "name", "value", "unit"])

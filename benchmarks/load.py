@@ -97,7 +97,7 @@ def status(folder: Path, shape: Shape) -> list[Figure]:
     make(shape, folder, jobs=jobs, cluster="slurm")
     environment = stand_in_slurm(folder / "bin", list(jobs.values()))
     run = timed(launch("status", folder), environment=environment)
-    calls = (folder / "bin" / "calls").read_text().split()
+    calls = (folder / "bin" / "calls").read_text(encoding="utf-8").split()
     return [
         Figure("status: tasks", len(tasks), ""),
         *run.figures("status", seconds=2),
@@ -118,8 +118,8 @@ def stand_in_slurm(folder: Path, jobs: Sequence[str]) -> dict[str, str]:
         ),
     }
     for name, text in said.items():
-        (folder / f"{name}.txt").write_text(text)
-        (folder / name).write_text(STAND_IN.format(name=name, folder=folder))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+        (folder / name).write_text(STAND_IN.format(name=name, folder=folder), encoding="utf-8")
         (folder / name).chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
@@ -129,7 +129,7 @@ def submit(folder: Path, shape: Shape) -> list[Figure]:
     manifest = make(shape, folder, resources={"finetune": {"tasks_per_job": 1}})
     path = folder / "runs" / "load" / "manifest.json"
     path.unlink()
-    (folder / "held.yaml").write_text("device: cpu\nextra: {hold: true}\n")
+    (folder / "held.yaml").write_text("device: cpu\nextra: {hold: true}\n", encoding="utf-8")
     try:
         submitted = timed(launch("all", folder, "--cluster", str(folder / "held.yaml")))
         jobs = set(Manifest.read(path).jobs.values())

@@ -58,7 +58,7 @@ def write_experiment(shape: Shape, folder: Path, **sections: Any) -> Path:
         **sections,
     }
     path = folder / "load.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -109,7 +109,7 @@ def _images(folder: Path, test_images: int) -> shards.CsvSource:
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         split = "test" if number < test_images else "train" if number % 4 < 2 else "val"
         lines.append(f"{number}.png,{'abc'[number % CLASSES]},p{number // 2},{split}")
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return shards.CsvSource(folder, split_column="split", group_column="patient")
 
 
@@ -137,7 +137,7 @@ def _pretraining_log(task: Task, rng: np.random.Generator) -> list[dict[str, Any
 
 
 def _write_log(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def _leave_receipt(task: Task, folder: Path, metrics: dict[str, Any], **measured: Any) -> None:

@@ -101,7 +101,7 @@ class Campaign:
                 slurm.cancel(overtaken)
             self.manifest.write(self.path)
             if not pending and not active:
-                view.print_nothing_to_do(self.folder)
+                view.print_nothing_to_do(self.manifest, self.folder)
                 return 0
             for task in pending:  # what an earlier attempt left must not be taken for this one's
                 if path := self.manifest.damaged_receipt(task):
@@ -111,7 +111,7 @@ class Campaign:
             if cluster.name == "local":
                 return self._run_here(pending)
             self._submit(pending, active, cluster.profile, held)
-        view.print_submitted(self.folder, len(pending), len(active), waiting=wait)
+        view.print_submitted(self.manifest, self.folder, len(pending), len(active), waiting=wait)
         if not wait:
             return 0
         asked = active | {task.id for task in pending}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -76,6 +77,13 @@ def redact_uncaught() -> None:
         print(redacted_traceback(error), end="", file=sys.stderr, flush=True)
 
     sys.excepthook = show
+
+
+def print_whatever_the_locale() -> None:
+    """Have this process print what its encoding lacks (in a C locale, of odd file names) as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 # What the disk or its owner refuses. Any other OSError would be a mistake of this program.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import slurm
-from pipeline.errors import one_line, redact_uncaught, redacted_traceback
+from pipeline.errors import one_line, print_whatever_the_locale, redact_uncaught, redacted_traceback
 from pipeline.files import chosen_umask
 from pipeline.manifest import Task
 from pipeline.specs import Resources
@@ -107,6 +107,7 @@ class TaskJob:
     def __call__(self) -> None:
         os.umask(self.umask)
         redact_uncaught()
+        print_whatever_the_locale()
         stop = slurm.StopFlag().install()
         from pipeline.stages.runner import run_task, user_errors
         from pipeline.stages.work import Interrupted

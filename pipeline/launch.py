@@ -17,6 +17,7 @@ from pipeline.errors import (
     UserError,
     nearest,
     one_line,
+    print_whatever_the_locale,
     redact_uncaught,
     storage_error,
 )
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _as_interrupt)
     redact_uncaught()
+    print_whatever_the_locale()
     try:
         os.umask(chosen_umask())
         sys.exit(run(given))

@@ -155,7 +155,7 @@ def _here() -> dict[str, Any]:
     """What processes that see each other by their ids have in common; None for what cannot be read."""
     boot = namespace = None
     with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
     return {"host": socket.gethostname(), "boot": boot, "pid_namespace": namespace}
@@ -197,7 +197,7 @@ def _remove(path: Path, expected: dict[str, Any] | None) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """What a lock's file says; None if there is none, empty if it cannot be read."""
     try:
-        said = json.loads(path.read_text())
+        said = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -220,7 +220,7 @@ def _process_start(pid: int) -> str | None:
     Of another user's process it may be all that is shown that it is there: ``_UNSEEN``.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
     except OSError:
         pass
     try:  # no /proc (macOS): all that can be said is whether it is there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.jobs import Job
 from pipeline.manifest import Manifest, Task, read_error
 from pipeline.specs import STAGES, Resources
-from pipeline.stages.work import read_progress
+from pipeline.stages.work import WARNING_STAGES, Entry, read_progress, warnings_of
 from pipeline.states import ORDER, TaskState, counts
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def console(stderr: bool = False) -> Console:
     # Beyond a terminal (a log file, a pipe) lines are not folded, and tables get the room they need.
     stream = sys.stderr if stderr else sys.stdout
     return Console(
-        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else PIPE_COLUMNS
+        stderr=stderr,
+        highlight=False,
+        emoji=False,  # ":cat:" in a path is no cat
+        soft_wrap=True,
+        width=None if stream.isatty() else PIPE_COLUMNS,
     )
 
 
@@ -40,7 +45,7 @@ def print_experiments(ready: Mapping[str, Path]) -> None:
 
     table = Table("name", "what it is", box=None, header_style="bold")
     for name, path in sorted(ready.items()):
-        table.add_row(name, path.read_text().splitlines()[0].lstrip("# "))
+        table.add_row(name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
     console().print(table)
     console().print(
         "\nrun one:   python -m pipeline.launch all NAME\nread one:  python -m pipeline.launch show NAME"
@@ -60,7 +65,7 @@ def print_cluster(name: str, profile: Profile | None, asked: str) -> None:
         else f"Slurm{f' ({asked})' if asked not in ('auto', 'slurm') else ''}"
     )
     why = " (no sbatch on the PATH)" if (name, asked) == ("local", "auto") else ""
-    console().print(f"cluster: {where}{why}")
+    console().print(f"cluster: {where}{why}", markup=False)
 
 
 def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
@@ -78,7 +83,8 @@ def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
     by_stage = ", ".join(f"{sum(task.stage == stage for task in manifest.tasks)} {stage}" for stage in STAGES)
     console().print(
         f"\n{len(manifest.tasks)} tasks ({by_stage}); {len(pending)} to run in {jobs} jobs"
-        f"\nstore: {manifest.store}"
+        f"\nstore: {manifest.store}",
+        markup=False,
     )
 
 
@@ -108,9 +114,10 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     out.print("\n".join(lines))
 
 
-def print_nothing_to_do(folder: Path) -> None:
+def print_nothing_to_do(manifest: Manifest, folder: Path) -> None:
     console().print("everything is done; nothing to run")
     print_tables(folder)
+    print_warnings(manifest, manifest.tasks)
     _print_next(folder)
 
 
@@ -128,11 +135,12 @@ def print_array(array: Sequence[Job], ids: Sequence[str]) -> None:
     console().print(f"submitted {tasks} {array[0].stage} task{'s' * (tasks > 1)} as {jobs}: {what}")
 
 
-def print_submitted(folder: Path, submitted: int, active: int, *, waiting: bool) -> None:
+def print_submitted(manifest: Manifest, folder: Path, submitted: int, active: int, *, waiting: bool) -> None:
     running = f"; {active} were submitted before and are still on their way" if active else ""
     rest = "Waiting for them; Ctrl-C leaves them running." if waiting else "Nothing has to stay alive here."
     console().print(f"{submitted} task{'s' * (submitted != 1)} submitted{running}. {rest}")
     if not waiting:
+        print_warnings(manifest, manifest.tasks)
         _print_next(folder)
 
 
@@ -142,7 +150,7 @@ def print_outcome(
     asked: Sequence[Task],
     broken: Mapping[str, Sequence[Path]] | None = None,
 ) -> int:
-    """The table, what failed and where to read about it, the next commands. Returns the exit code.
+    """The table, warnings, what failed and where to read about it, the next commands. Returns the exit code.
 
     Args:
         asked: the tasks that were to be run.
@@ -150,6 +158,7 @@ def print_outcome(
     """
     if any(task.stage == "aggregate" for task in asked):  # else they are of an earlier run
         print_tables(folder)
+    print_warnings(manifest, manifest.tasks)
     logs_of_broken = list((broken or {}).values())
     errors = {
         # Where the disk is full there is no error.json, but the log has it.
@@ -174,7 +183,7 @@ def print_outcome(
         if name in unstarted or name.split(" ")[0] in unstarted:
             out.print(f"[red]error[/]: the job {name} ended early: ", end="")
             out.print(_last_line(logs), markup=False)
-            out.print(f"  log: {', '.join(map(str, logs))}")
+            out.print(f"  log: {', '.join(map(str, logs))}", markup=False)
     if unstarted:
         console().print(f"not run: {_few(unstarted)}")
     _print_next(folder)
@@ -187,7 +196,7 @@ def _error_in_logs(task: str, logs: Iterable[Sequence[Path]]) -> dict[str, Any] 
     """A user's error that a job could only print, as error.json would say it."""
     start = f"error: {task}: "
     for log in (log for some in logs for log in some if log.is_file()):
-        for line in log.read_text(errors="replace").splitlines():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(start):
                 return {"user_error": True, "message": line.removeprefix(start)}
     return None
@@ -195,11 +204,24 @@ def _error_in_logs(task: str, logs: Iterable[Sequence[Path]]) -> dict[str, Any] 
 
 def _last_line(logs: Sequence[Path]) -> str:
     for log in logs:
-        lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
         said = [line for line in lines if line.strip()]
         if said:
             return said[-1]
     return "its log is empty"
+
+
+def print_warnings(manifest: Manifest, tasks: Iterable[Task], *, stderr: bool = True) -> None:
+    """What those of some tasks that are done warn of; one warning of many tasks is said once."""
+    entries = [
+        Entry(task, manifest.folder(task), manifest.receipt(task), None)
+        for task in tasks
+        if task.stage in WARNING_STAGES
+    ]
+    out = console(stderr=stderr)
+    for line, warned in warnings_of(entries).items():
+        out.print("[yellow]warning[/]: ", end="")
+        out.print(f"{_few(warned)}: {line}", markup=False)
 
 
 def print_tables(folder: Path) -> None:
@@ -210,7 +232,7 @@ def print_tables(folder: Path) -> None:
 
         console().print(terminal(tables / "summary.csv"))
         names = sorted(path.name for path in tables.iterdir() if path.suffix in (".csv", ".md"))
-        console().print(f"tables: {tables}/ ({', '.join(names)})")
+        console().print(f"tables: {tables}/ ({', '.join(names)})", markup=False)
 
 
 def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
@@ -222,7 +244,8 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
     for stage, row in counts(states).items():
         table.add_row(stage, *(str(row[name]) if row[name] else "[dim]·[/]" for name in ORDER))
     out.print(
-        f"{manifest.experiment['name']} on {manifest.cluster or 'no cluster yet'}, store {manifest.store}"
+        f"{manifest.experiment['name']} on {manifest.cluster or 'no cluster yet'}, store {manifest.store}",
+        markup=False,
     )
     out.print(table)
     for name in ("running", "failed", "cancelled"):
@@ -232,7 +255,7 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
             out.print(f"{name}: {state.task.id}{job}", end="")
             out.print(f": {state.detail}" if state.detail else "", markup=False)
             if state.log:
-                out.print(f"  log: {state.log}")
+                out.print(f"  log: {state.log}", markup=False)
         if len(chosen) > 20:
             out.print(f"{name}: {len(chosen) - 20} more (--json lists all)")
     reasons: dict[str, int] = {}
@@ -240,15 +263,18 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
         if state.state == "queued" and state.detail:
             reasons[state.detail] = reasons.get(state.detail, 0) + 1
     for reason, number in reasons.items():
-        out.print(f"queued: {number} because: {reason}")
+        out.print(f"queued: {number} because: {reason}", markup=False)
+    print_warnings(manifest, manifest.tasks, stderr=False)
 
 
 def _print_next(folder: Path) -> None:
     name = folder.name
-    runs = "" if folder.parent == Path("runs").absolute() else f" --runs {folder.parent}"
+    runs = "" if folder.parent == Path("runs").absolute() else f" --runs {shlex.quote(str(folder.parent))}"
+    summary = shlex.quote(str(folder / "tables" / "summary.csv"))
     console().print(
         f"next:  python -m pipeline.launch status {name}{runs}   (logs: {folder / 'logs'})\n"
-        f"       column -s, -t < {folder / 'tables' / 'summary.csv'} | less -S"
+        f"       column -s, -t < {summary} | less -S",
+        markup=False,
     )
 
 
@@ -305,6 +331,8 @@ class LocalWatcher:
             seconds = f" after {took:.0f} s" if event.kind in ("finished", "failed") else ""
             count = f"{time.strftime('%H:%M:%S')} {len(self.ended)}/{len(self.jobs)}"
             print(f"{count} {event.kind:9} {event.name}{tasks}{seconds}", flush=True)
+        if event.kind == "finished" and len(self.ended) < len(self.jobs):  # else the outcome says it now
+            print_warnings(self.manifest, self.jobs[event.name].tasks)
 
     def render(self) -> Any:
         """The whole view: one bar for all jobs, one for each that runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -146,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: well; 1: ``verify`` found problems; 2: wrong input, in one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # class names in a C locale, file names that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run(parser().parse_args(arguments))
     except InputError as error:

@@ -16,11 +16,15 @@ from shards.splits import make_splits, missing_shares, order
 
 @dataclass(frozen=True)
 class Assembled:
-    """Samples in file order with their final splits; which splits were made; the identical images found."""
+    """Samples in file order with their final splits; which splits were made; the identical images found.
+
+    ``notes`` are what the user should know of the splits.
+    """
 
     entries: list[Entry]
     splits_made: list[str]
     found: Duplicates
+    notes: list[str]
 
 
 def assemble(classes: Sequence[str], entries: list[Entry], options: ShardOptions) -> Assembled:
@@ -33,12 +37,30 @@ def assemble(classes: Sequence[str], entries: list[Entry], options: ShardOptions
         InputError: a group or identical pixels in two given splits, too little left for a split or a class.
     """
     given = {entry.sample.split for entry in entries if entry.sample.labelled}
+    entries, notes = _without_labels_to_train(entries, given)
     _check_groups(entries)
     entries, found = _handle_duplicates(entries, options)
     entries = _with_splits(entries, given, options)
     _check_left(classes, entries)
     entries.sort(key=lambda entry: (SPLITS.index(entry.sample.split), order(options.seed, entry.key)))
-    return Assembled(entries, [split for split in SPLITS if split not in given], found)
+    return Assembled(entries, [split for split in SPLITS if split not in given], found, notes)
+
+
+def _without_labels_to_train(entries: list[Entry], given: set[str]) -> tuple[list[Entry], list[str]]:
+    """Entries of splits in which nothing is labelled become train's: nothing can be evaluated on them."""
+    notes, moved = [], []
+    for split in ("val", "test"):
+        count = sum(entry.sample.split == split for entry in entries)
+        if count and split not in given:
+            notes.append(
+                f"no image of the {split} split is labelled: its {count} images serve for pretraining, and"
+                f" another {split} split is made out of train"
+            )
+    for entry in entries:
+        if entry.sample.split not in given and not entry.sample.labelled:
+            entry = replace(entry, sample=replace(entry.sample, split="train"))
+        moved.append(entry)
+    return moved, notes
 
 
 def _check_groups(entries: list[Entry]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from shards.boxes import FARTHEST, Instance, Instances
 from shards.errors import InputError
 from shards.files import read_regular
-from shards.layout import Part, gaps, parts, path_below, safe
+from shards.layout import Part, beside, gaps, parts, path_below, safe
 from shards.segments import Polygons, Runs, Segment, polygon_area, run_lengths, runs_text
 from shards.sources import Listing, Sample, below, existing_folder, object_classes, walk
 
@@ -56,6 +57,8 @@ class CocoSource:
         samples: dict[str, Sample] = {}
         categories: dict[str, Any] = {}  # name → id, of the first file that has it
         for part in found:
+            if not os.path.exists(part.annotations):
+                continue  # its images are unlabelled
             content = _Content(part.annotations, path_below(root, part.annotations))
             for name, number in content.categories().items():
                 categories.setdefault(name, number)
@@ -70,6 +73,7 @@ class CocoSource:
         ignored: Counter[str] = Counter()
         unlisted = _unlisted(root, found, set(samples), exclude, ignored)
         notes = gaps("annotation", [sample.path for sample in unlisted], [])
+        notes += beside(root, self.images, found, exclude)
         if empty := [name for name in order if name not in classes]:
             notes.append(f"categories without any object are left out: {', '.join(empty[:10])}")
         everything = sorted([*samples.values(), *unlisted], key=lambda sample: sample.path)

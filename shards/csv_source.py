@@ -11,8 +11,9 @@ from pathlib import Path
 
 from shards.codec import SUFFIXES
 from shards.errors import InputError, listed, nearest
-from shards.layout import gaps, safe
+from shards.layout import gaps, path_below, safe
 from shards.mask_source import mask_values
+from shards.masks import SUFFIXES as MASK_SUFFIXES
 from shards.masks import MaskFile
 from shards.sources import SPLIT_NAMES, Listing, Sample, Task, check_classes, existing_folder
 
@@ -37,7 +38,8 @@ class CsvSource:
         split_column: column with train, val or test (or training, valid, validation, dev, testing).
         group_column: column with what must not be in two splits, such as the patient.
         classes: names and order of the classes; those found, sorted, where None. Not with masks.
-        mask_column: column with the paths of masks below root; an empty cell means unlabelled.
+        mask_column: column with the paths of masks below root, with or without suffix; an empty cell means
+            unlabelled.
         mask_classes, mask_ignore: as for MaskSource.
     """
 
@@ -91,8 +93,9 @@ class CsvSource:
         for line, row, plain in self._images(root, rows):
             if cell := row[self.mask_column].strip():
                 name = str(safe(cell, f"{self.csv} line {line}: column '{self.mask_column}'"))
-                if os.path.exists(root / name):
-                    plain = replace(plain, annotation=MaskFile(name, root / name))
+                file = _locate(root, name, MASK_SUFFIXES)
+                if os.path.exists(file):
+                    plain = replace(plain, annotation=MaskFile(path_below(root, file), file))
                 else:
                     missing.append(name)
             samples.append(replace(plain, labelled=plain.annotation is not None))
@@ -120,7 +123,13 @@ class CsvSource:
                 raise InputError(f"{self.csv} lists '{name}' twice, in lines {first_line[name]} and {line}")
             first_line[name] = line
             group = row[self.group_column].strip() if self.group_column else ""
-            yield line, row, Sample(name, _locate(root, name), split=self._split(row, line), group=group)
+            yield (
+                line,
+                row,
+                Sample(
+                    name, _locate(root, name, sorted(SUFFIXES)), split=self._split(row, line), group=group
+                ),
+            )
 
     def _rows(self, root: Path) -> list[tuple[int, dict[str, str]]]:
         """(line number, row) of each row, with all needed columns present."""
@@ -225,11 +234,11 @@ def _clean(cell: str) -> str:
     return posixpath.normpath(cell) if cell else ""
 
 
-def _locate(root: Path, name: str) -> Path:
-    """The file of a path cell; where it has no image suffix, a file beside it that has one."""
+def _locate(root: Path, name: str, suffixes: Sequence[str]) -> Path:
+    """The file of a path cell; where it has none of some suffixes, a file beside it that has one."""
     path = root / name
-    if path.suffix.lower() not in SUFFIXES and not os.path.exists(path):
-        for suffix in sorted(SUFFIXES):
+    if path.suffix.lower() not in suffixes and not os.path.exists(path):
+        for suffix in suffixes:
             if os.path.exists(f"{path}{suffix}"):
                 return Path(f"{path}{suffix}")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -9,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from shards.errors import InputError, listed
-from shards.sources import SPLIT_NAMES, below, text, walk
+from shards.sources import SPLIT_NAMES, below, is_image, text, walk
 
 SPLIT = "{split}"  # stands for a split's name in a folder or a file
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one split (or all of them, split ""), and where their annotations are."""
+    """The images of one split (or all of them, split ""), and where their annotations are, if they are."""
 
     split: str
     images: Path
@@ -33,6 +34,8 @@ def safe(path: str, what: str) -> PurePosixPath:
 
 def parts(root: Path, images: str, annotations: str, *, key: str) -> list[Part]:
     """The splits that a source gives, by ``{split}`` in its paths or by split folders below them.
+
+    One with images is given even if it has no annotations.
 
     Args:
         root: the folder that both paths are below.
@@ -56,27 +59,34 @@ def parts(root: Path, images: str, annotations: str, *, key: str) -> list[Part]:
     names = [name for name in folders if name.lower() in SPLIT_NAMES]
     if not names or os.path.isfile(root / annotations):
         return [Part("", root / images, root / annotations)]
-    return _distinct(
-        [Part(SPLIT_NAMES[name.lower()], folders[name], root / annotations / name) for name in names]
-    )
+    found = [Part(SPLIT_NAMES[name.lower()], folders[name], root / annotations / name) for name in names]
+    for path in sorted((root / annotations).iterdir()):
+        split = SPLIT_NAMES.get(path.name.lower())
+        if split and path.is_dir() and split not in {part.split for part in found}:
+            raise InputError(
+                f"images: there is no folder {root / images / path.name}, though there is {path}"
+            )
+    return _distinct(found)
 
 
 def _by_name(root: Path, images: str, annotations: str, key: str) -> list[Part]:
-    """A part for each name of a split under which there are annotations."""
+    """A part for each name of a split under which there are annotations, or a folder of images."""
     found = [
         Part(split, root / images.replace(SPLIT, spelled), root / annotations.replace(SPLIT, spelled))
         for name, split in SPLIT_NAMES.items()
         for spelled in (name, name.capitalize(), name.upper())
         if os.path.exists(root / annotations.replace(SPLIT, spelled))
+        or (SPLIT in images and os.path.isdir(root / images.replace(SPLIT, spelled)))
     ]
-    if not found:
+    annotated = _distinct([part for part in found if os.path.exists(part.annotations)])
+    if not annotated:
         raise InputError(
             f"{key}: there is no {root / annotations} (for {SPLIT}, one of {listed(SPLIT_NAMES)})"
         )
-    for part in found:
+    for part in annotated:
         if not os.path.isdir(part.images):
             raise InputError(f"images: there is no folder {part.images}, though there is {part.annotations}")
-    return _distinct(found)
+    return found
 
 
 def _distinct(found: list[Part]) -> list[Part]:
@@ -88,6 +98,36 @@ def _distinct(found: list[Part]) -> list[Part]:
             )
         first[part.split] = part
     return found
+
+
+def beside(root: Path, images: str, found: Sequence[Part], exclude: Sequence[Path]) -> list[str]:
+    """A note on images that lie beside the folders of the splits, where no part has them.
+
+    Args:
+        root, images: as for :func:`parts`.
+        found: what it returned.
+        exclude: folders whose images do not count.
+
+    Raises:
+        InputError: a folder that cannot be read.
+    """
+    images = str(safe(images, "images"))
+    if any(part.images == root / images for part in found):
+        return []
+    excluded = {path.resolve() for path in exclude}
+    taken = excluded | {path.resolve() for part in found for path in (part.images, part.annotations)}
+    lost: list[Path] = []
+    pattern = images if SPLIT in images else f"{images}/{SPLIT}"
+    for path in sorted(root.glob(glob.escape(pattern).replace(SPLIT, "*"))):
+        holds_others = any(other.is_relative_to(path.resolve()) for other in taken)
+        if path.is_dir() and not holds_others and not path.name.startswith((".", "__")):
+            lost += (image for image in walk(path, Counter()) if not below(image, excluded))
+        elif path.is_file() and is_image(path):
+            lost.append(path)
+    if not lost:
+        return []
+    example = path_below(root, lost[0])
+    return [f"{len(lost)} images lie in no split's folder and were not read, e.g. {example}"]
 
 
 @dataclass(frozen=True)

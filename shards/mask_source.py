@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.layout import gaps, pairs, parts, path_below
+from shards.layout import beside, gaps, pairs, parts, path_below
 from shards.masks import SUFFIXES, MaskFile, MaskValues
 from shards.sources import Listing, Sample, check_classes, existing_folder
 
@@ -50,7 +50,8 @@ class MaskSource:
         samples: list[Sample] = []
         left: list[str] = []
         ignored: Counter[str] = Counter()
-        for part in parts(root, self.images, self.masks, key="masks"):
+        given = parts(root, self.images, self.masks, key="masks")
+        for part in given:
             if part.images.resolve() == part.annotations.resolve() and not self.mask_suffix:
                 raise InputError(
                     f"images and masks are one folder, {part.images}: mask_suffix must tell them apart"
@@ -68,7 +69,7 @@ class MaskSource:
             example = f" (for {without[0]}, the same name with {self.mask_suffix}.png)" if without else ""
             raise InputError(f"no image in {root / self.images} has a mask in {root / self.masks}{example}")
         samples.sort(key=lambda sample: sample.path)
-        notes = gaps("mask", without, left)
+        notes = gaps("mask", without, left) + beside(root, self.images, given, exclude)
         return Listing("segmentation", [], samples, dict(sorted(ignored.items())), notes, values)
 
 

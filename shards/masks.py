@@ -111,7 +111,8 @@ def settle(values: MaskValues, found: Mapping[int, str]) -> Settled:
         found: every value that occurs → a mask in which it does.
 
     Raises:
-        InputError: a value that is not named, fewer than two classes, too many, or an open question.
+        InputError: a value that is not named, a class whose value does not occur, fewer than two classes, too
+            many, or an open question.
     """
     ignored, notes = _ignored(values, found)
     if values.named is None:
@@ -124,6 +125,8 @@ def settle(values: MaskValues, found: Mapping[int, str]) -> Settled:
                 f"mask {found[value]} holds the value {value}, which is none of mask_classes"
                 f" ({_some(named.values())}) and not in mask_ignore"
             )
+        why = "is in mask_ignore" if values.ignored else "was taken as ignored"
+        _require_present(named, found, ignored, why)
     if len(named) < 2:
         only = f"only the value {_some(named.values())}" if named else "no value"
         raise InputError(f"masks hold {only}: at least two classes are needed")
@@ -133,6 +136,17 @@ def settle(values: MaskValues, found: Mapping[int, str]) -> Settled:
     for number, value in enumerate(named.values()):
         table[value] = number
     return Settled(list(named), bytes(table), notes)
+
+
+def _require_present(
+    named: Mapping[str, int], found: Mapping[int, str], ignored: Collection[int], why: str
+) -> None:
+    """Raises InputError where no mask holds a class, with what they hold in its place."""
+    left = [f"; {value}, found in {found[value]}, {why}" for value in sorted(ignored) if value in found]
+    said = left[0] if left else f": they hold {_some(sorted(found))}"
+    for name, value in named.items():
+        if value not in found:
+            raise InputError(f"no readable mask holds the value {value} of '{name}'{said}")
 
 
 def _ignored(values: MaskValues, found: Mapping[int, str]) -> tuple[set[int], list[str]]:

@@ -129,12 +129,20 @@ def _near_duplicates(facts: Facts) -> dict[str, Any]:
 
 def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list[str]:
     lines = list(facts.listing.notes)
+    if facts.listing.task in ("multiclass", "multilabel") and len(facts.listing.classes) == 1:
+        only = facts.listing.classes[0]
+        lines.append(f"there is only one class, '{only}': good for pretraining, not for fine-tuning")
     if facts.rejected:
         lines.append(f"{len(facts.rejected)} unreadable images are left out (rejected.csv)")
     for split, entry in table.items():
         for name, count in entry["classes"].items():
             if not count:
                 lines.append(f"class '{name}' has no sample in the {split} split")
+        if split != "train" and entry["unlabelled"]:
+            lines.append(
+                f"{entry['unlabelled']} images of the {split} split are unlabelled and serve for nothing:"
+                " pretraining takes train images"
+            )
     clipped = sum(one.clipped for one in facts.measured if one)
     dropped = sum(one.dropped for one in facts.measured if one)
     if clipped:

@@ -136,12 +136,13 @@ class FolderSource:
         samples: list[Sample] = []
         ignored: Counter[str] = Counter()
         found: set[str] = set()
-        for split, top in tops:
+        for top in dict.fromkeys([root, *(top for _, top in tops)]):
             loose = [path.name for path in sorted(top.iterdir()) if path.is_file() and is_image(path)]
             if loose:
                 notes.append(
                     f"{len(loose)} images lie in no class folder and were not read, e.g. {top / loose[0]}"
                 )
+        for split, top in tops:
             for folder in _folders(top, excluded):
                 label = text(folder.name)
                 images = [path for path in walk(folder, ignored) if not below(path, excluded)]

@@ -13,7 +13,7 @@ from xml.parsers import expat
 from shards.boxes import FARTHEST, MOST_BYTES, Instance, Instances
 from shards.errors import InputError
 from shards.files import read_regular
-from shards.layout import gaps, pairs, parts, path_below
+from shards.layout import beside, gaps, pairs, parts, path_below
 from shards.sources import Listing, Sample, existing_folder, object_classes
 
 DEEPEST = 100  # elements within each other
@@ -53,7 +53,8 @@ class VocSource:
         samples: list[Sample] = []
         left: list[str] = []
         ignored: Counter[str] = Counter()
-        for part in parts(root, self.images, self.annotations, key="annotations"):
+        given = parts(root, self.images, self.annotations, key="annotations")
+        for part in given:
             found = pairs(part, (".xml",), exclude, ignored)
             left += [path_below(root, path) for path in found.left]
             for path, file in found.found:
@@ -66,7 +67,7 @@ class VocSource:
         if len(without) == len(samples):
             raise InputError(f"no image in {root / self.images} has an XML file in {root / self.annotations}")
         samples.sort(key=lambda sample: sample.path)
-        notes = gaps("XML", without, left) + _zero_based(samples)
+        notes = gaps("XML", without, left) + beside(root, self.images, given, exclude) + _zero_based(samples)
         classes = object_classes(samples, self.classes)
         return Listing("detection", classes, samples, dict(sorted(ignored.items())), notes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def write(
         written = _write_shards(entries, partial, options, pool, progress)
         _write_tables(partial, listing.task, entries, written, rejected)
         facts = report.Facts(
-            listing=listing,
+            listing=replace(listing, notes=listing.notes + assembled.notes),
             samples=[entry.sample for entry in entries],
             seen=[entry.seen for entry in entries],
             rejected=rejected,

@@ -52,7 +52,14 @@ def ask(command: Sequence[str]) -> str:
     # Without this, a long list of pending array elements ends in "…".
     environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
+        ran = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            timeout=PATIENCE_S,
+        )
     except FileNotFoundError:
         raise SlurmError(f"no Slurm here: '{command[0]}' is not on the PATH; use --cluster local") from None
     except subprocess.TimeoutExpired:

@@ -256,7 +256,7 @@ def _executor(folder: Path, job_id: str, environment: dict[str, str], held: int)
     class Executor(LocalExecutor):
         def _submit_command(self, command: str) -> SubmititJob[Any]:
             ranks = self.parameters["tasks_per_node"]
-            with open(folder / f"{job_id}_controller.log", "w") as log:
+            with open(folder / f"{job_id}_controller.log", "w", encoding="utf-8") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "slurm.local_controller", str(folder), job_id, str(os.getpid())],
                     env={

@@ -227,12 +227,12 @@ def available_memory() -> int:
     """Bytes this process may still take: what the node has free, within its control group's limit."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        meminfo = Path("/proc/meminfo").read_text().split()
+        meminfo = Path("/proc/meminfo").read_text(encoding="utf-8").split()
         free = int(meminfo[meminfo.index("MemAvailable:") + 1]) * 1024
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        group = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition("::")[2]
         folder = Path("/sys/fs/cgroup") / group.lstrip("/")
-        limit = int((folder / "memory.max").read_text())  # "max": no limit, and no number
-        free = min(free, limit - int((folder / "memory.current").read_text()))
+        limit = int((folder / "memory.max").read_text(encoding="utf-8"))  # "max": no limit, and no number
+        free = min(free, limit - int((folder / "memory.current").read_text(encoding="utf-8")))
     except (OSError, ValueError, IndexError):
         pass
     return max(free, 0)

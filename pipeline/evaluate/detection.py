@@ -67,7 +67,7 @@ def _run(problem: Problem, *, masks: bool) -> Prediction:
 
     def validate() -> tuple[dict[str, float], dict[str, float], float]:
         metrics = judged(problem, detector, problem.val, objects["val"]).metrics()
-        return metrics, *picked(problem, metrics, lacking="objects")
+        return metrics, *picked(problem, metrics, lacking="objects that are no crowds")
 
     images, where = images_of(problem, problem.train, image_size=size)
     trained = train(

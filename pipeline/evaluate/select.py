@@ -40,9 +40,12 @@ def picked(problem: Problem, metrics: dict[str, float], *, lacking: str) -> tupl
     if name not in metrics:
         name = name.replace("mask_", "box_")
     if math.isnan(metrics[name]):
+        ways = [f"another metric, such as {other}" for other in existing(metrics)][:1]
+        ways += ["validation: full"] if problem.settings.validation != "full" else []
+        advice = f"choose {' or '.join(ways)}" if ways else "the validation split needs some"
         raise UserError(
             f"select_by: {name} does not exist on the {len(problem.val)} validation images, which lack"
-            f" {lacking}; choose another metric or validation: full"
+            f" {lacking}; {advice}"
         )
     return existing(metrics), metrics[name]
 

@@ -117,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: it is not there, or is not such a file.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"'{folder}' holds no exported backbone: expected {CONFIG} in it") from None
     except ValueError as error:

@@ -22,7 +22,7 @@ from pipeline.specs import (
     SearchSpec,
     ShardSpec,
 )
-from pipeline.stages.work import Entry
+from pipeline.stages.work import Entry, warnings_of
 from shards import Index
 
 IDENTITY = ["dataset", "method", "backbone", "arch", "protocol", "fraction"]  # a row of summary.csv
@@ -75,6 +75,7 @@ class Collected:
         methods: in the experiment's order.
         metrics: the metric columns of ``results``: of every kind of labels among the data sets.
         compared: data set → the metric by which methods are compared on it.
+        warnings: what finished tasks warn of → which tasks.
     """
 
     results: pd.DataFrame
@@ -89,6 +90,7 @@ class Collected:
     methods: list[str]
     metrics: tuple[str, ...]
     compared: dict[str, str]
+    warnings: dict[str, list[str]]
 
 
 def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
@@ -157,6 +159,7 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
             name: _compared(metric, task, [row for row in rows if row["dataset"] == name])
             for name, task in tasks.items()
         },
+        warnings=warnings_of(entries),
     )
 
 

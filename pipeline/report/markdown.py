@@ -39,7 +39,7 @@ def render(
     """
     summary, gains = tables["summary"], tables["gains"]
     confidence = f"{100 * settings.confidence:g} %"
-    parts = [f"# {name}", _best(summary), _unfinished(collected.unfinished)]
+    parts = [f"# {name}", _best(summary), _unfinished(collected.unfinished), _warnings(collected.warnings)]
     for dataset in dict.fromkeys(summary["dataset"]):
         mine = summary[summary["dataset"] == dataset]
         metric = collected.compared[dataset]
@@ -81,9 +81,9 @@ def _best(summary: pd.DataFrame) -> str:
         note = ""
         if len(others):
             second = others.iloc[0]
-            note = f"{second['method']}, {second['protocol']}: {_value(second, metric)}"
+            note = f"{second['method']}, {second['protocol']}: {_value(second, metric)}{_partly(second)}"
             if second[f"{metric}_high"] >= first[f"{metric}_low"]:
-                note += " (intervals overlap)"
+                note += " (test intervals overlap)"
         rows.append(
             [
                 *([dataset] if several else []),
@@ -93,12 +93,16 @@ def _best(summary: pd.DataFrame) -> str:
                 f"{first['method']}{_mark(first)}",
                 first["backbone"],
                 first["protocol"],
-                _value(first, metric),
+                _value(first, metric) + _partly(first),
                 note,
             ]
         )
     if not rows:
-        return "## Best at each label fraction\n\nNo fine-tuning has finished."
+        said = "No fine-tuning has finished."
+        if (summary["n"] > 0).any():
+            none = " and no ".join(metrics)
+            said = f"Fine-tunings have finished, but on their test images there is no {none}."
+        return f"## Best at each label fraction\n\n{said}"
     header = [*(["data set"] if several else []), *(["metric"] if len(metrics) > 1 else [])]
     header += ["labels", "net", "best method", "backbone", "protocol"]
     header += [metrics[0] if len(metrics) == 1 else "value", "next method"]
@@ -123,6 +127,11 @@ def _unfinished(unfinished: Sequence[Unfinished]) -> str:
     )
 
 
+def _warnings(warnings: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"- {', '.join(tasks)}: {line}" for line, tasks in warnings.items()]
+    return "## Warnings\n\n" + "\n".join(lines) if lines else ""
+
+
 def _pivot(summary: pd.DataFrame, metric: str) -> str:
     fractions = sorted(set(summary["fraction"]))
     rows = []
@@ -141,8 +150,11 @@ def _cell(row: pd.Series | None, metric: str) -> str:
         return ""
     if not row["n"]:
         return "**failed**" if row["failed"] else "**missing**"
-    partly = f" ({row['n']} of {row['planned']} seeds)" if row["n"] < row["planned"] else ""
-    return _value(row, metric) + _mark(row) + partly
+    return _value(row, metric) + _mark(row) + _partly(row)
+
+
+def _partly(row: pd.Series) -> str:
+    return f" ({row['n']} of {row['planned']} seeds)" if row["n"] < row["planned"] else ""
 
 
 def _value(row: pd.Series, metric: str) -> str:

@@ -203,7 +203,7 @@ def _read_log(folder: Path) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _points(lines: list[dict[str, Any]], kind: str, *keys: str) -> list[tuple[float, float]]:

@@ -19,7 +19,7 @@ def terminal(path: Path) -> Table:
     Args:
         path: summary.csv.
     """
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [{"metric": BEFORE, **row} for row in csv.DictReader(file)]
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     fractions = sorted({float(row["fraction"]) for row in rows})

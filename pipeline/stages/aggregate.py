@@ -54,7 +54,7 @@ def run(work: Work) -> Outcome:
         if drawn:
             images.setdefault(dataset, []).append(path)
     report = markdown.render(spec.experiment, collected, named, images, settings)
-    (folder / "report.md").write_text(report)
+    (folder / "report.md").write_text(report, encoding="utf-8")
     work.progress(4, 4, "done")
     return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished]})
 

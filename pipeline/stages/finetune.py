@@ -38,7 +38,8 @@ def run(work: Work) -> Outcome:
     """Learn from the drawn labels, predict the test split once, and write both down.
 
     Raises:
-        UserError: unknown protocol or metric, a split without labels, or a GPU asked for where there is none.
+        UserError: unknown protocol or metric, one class only, a split without labels, or a GPU asked for
+        where there is none.
         Interrupted: asked to stop; the task is short and starts again from its beginning.
     """
     spec = FinetuneSpec.model_validate(work.task.spec)
@@ -56,7 +57,7 @@ def run(work: Work) -> Outcome:
 
     arrays = prediction.arrays | {"rows": problem.test.rows.astype(np.int64)}
     np.savez(work.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
-    with (work.folder / "log.jsonl").open("w") as file:
+    with (work.folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in prediction.log)
     metrics: dict[str, Any] = {
         "num_labels": len(problem.train),
@@ -78,6 +79,10 @@ def run(work: Work) -> Outcome:
 
 def _problem(work: Work, spec: FinetuneSpec, device: torch.device) -> Problem:
     index = Index.open(work.inputs["shard"][0].folder)
+    if index.task in ("multiclass", "multilabel") and len(index.classes) < 2:
+        raise UserError(
+            f"{spec.dataset} has only one class, '{index.classes[0]}'; fine-tuning needs at least two"
+        )
     check_metric(spec.settings.select_by, task=index.task, key="select_by")
     train = _split(index, "train", spec.fraction, spec.seed)
     val = _split(index, "val", spec.fraction if spec.settings.validation == "fraction" else 1.0, spec.seed)

@@ -30,7 +30,7 @@ from pipeline.methods.registry import method_info
 from pipeline.nets.cost import cost
 from pipeline.nets.export import export
 from pipeline.specs import PretrainSpec
-from pipeline.stages.training import make_nets, read_images, train, train_images
+from pipeline.stages.training import batch_warnings, make_nets, read_images, train, train_images
 from pipeline.stages.work import Outcome, Work
 from pipeline.train.distributed import World, join, peak_memory
 from pipeline.train.health import is_collapsed
@@ -77,7 +77,8 @@ def run(work: Work) -> Outcome:
         if world.is_first:
             _export(trained, work.folder, spec)
         return Outcome(
-            metrics=_metrics(trained, learns=steps == "train") | {"backbones": costs},
+            metrics=_metrics(trained, learns=steps == "train")
+            | {"backbones": costs, "warnings": [] if steps == "none" else batch_warnings(images, spec)},
             images_seen=trained.images_seen,
             device=world.device.type,
             device_seconds=trained.seconds * world.world_size,

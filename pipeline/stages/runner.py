@@ -22,6 +22,7 @@ from pipeline.errors import (
     OneLineParser,
     UserError,
     one_line,
+    print_whatever_the_locale,
     redact_uncaught,
     redacted_traceback,
     storage_error,
@@ -334,7 +335,8 @@ def _publish(folder: Path, names: Collection[str], tables: Path) -> None:
         os.replace(temporary, tables / Path(name).name)
     listed = tables / ".made"
     if listed.is_file():
-        for name in {Path(line).name for line in listed.read_text().splitlines()} - made - {""}:
+        before = listed.read_text(encoding="utf-8").splitlines()
+        for name in {Path(line).name for line in before} - made - {""}:
             (tables / name).unlink(missing_ok=True)
     write_atomically(listed, "".join(f"{name}\n" for name in sorted(made)).encode(), sync=False)
 
@@ -367,6 +369,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     task_id = given.task if "/" in given.task else f"{stage}/{given.task}"
     redact_uncaught()
+    print_whatever_the_locale()
     try:
         os.umask(chosen_umask())
         if task_id.split("/")[0] != stage:

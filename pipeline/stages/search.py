@@ -23,7 +23,7 @@ from pipeline.methods.base import Progress
 from pipeline.methods.load import load_search
 from pipeline.methods.registry import searched_option
 from pipeline.specs import SearchSpec
-from pipeline.stages.training import make_nets, read_images, train, train_images
+from pipeline.stages.training import batch_warnings, make_nets, read_images, train, train_images
 from pipeline.stages.work import Outcome, Work
 from pipeline.train.distributed import World, join, peak_memory
 from pipeline.train.loop import Trained, autocast
@@ -57,6 +57,7 @@ def run(work: Work) -> Outcome:
                 "ranking": ranking,
                 "loss": trained.loss,
                 "steps": trained.steps,
+                "warnings": batch_warnings(images, spec),
                 "images_per_second": round(trained.images_seen / trained.seconds, 3),
             },
             images_seen=trained.images_seen,

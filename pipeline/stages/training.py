@@ -54,6 +54,16 @@ def read_images(index: Index, rows: np.ndarray, spec: PretrainSpec, world: World
     )
 
 
+def batch_warnings(images: ImageSet, spec: PretrainSpec) -> list[str]:
+    """What a user should know of a batch that is larger than the set: ``warnings`` of the receipt."""
+    if spec.train.batch_size <= len(images):
+        return []
+    return [
+        f"batch_size {spec.train.batch_size} is more than the {len(images)} train images: a batch holds some"
+        " more than once, which contrastive losses take for different ones"
+    ]
+
+
 def train(
     method: Method,
     images: ImageSet,
@@ -70,6 +80,9 @@ def train(
         Interrupted: asked to stop; the checkpoint is written.
         UserError: a batch that cannot be shared by the ranks; a loss that is not finite.
     """
+    if world.is_first:
+        for line in batch_warnings(images, spec):
+            _say(f"warning: {line}")
     loop = Loop(
         method,
         _feed(images, spec, world),

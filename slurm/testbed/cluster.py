@@ -71,7 +71,7 @@ class Testbed:
         for name in ("log", "state", "spool"):
             (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o755)
         ports = free_ports(settings.ports_needed)
-        self.conf.write_text(slurm_conf(settings, self.folder, ports))
+        self.conf.write_text(slurm_conf(settings, self.folder, ports), encoding="utf-8")
         self._remember(settings, [])
         if settings.networks:
             network.build(settings.node_names)
@@ -143,13 +143,14 @@ class Testbed:
         for pid, command in _processes():
             try:
                 environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+                parent = int(facts.rpartition(")")[2].split()[1])
             except (OSError, ValueError):
                 continue
             if all(entry in environment for entry in wanted):
                 found[pid] = Daemon(command, pid, start_time(pid) or 0)
                 try:
-                    if Path(f"/proc/{parent}/comm").read_text().strip() == "slurmstepd":
+                    if Path(f"/proc/{parent}/comm").read_text(encoding="utf-8").strip() == "slurmstepd":
                         found[parent] = Daemon("slurmstepd", parent, start_time(parent) or 0)
                 except OSError:
                     continue
@@ -192,7 +193,7 @@ class Testbed:
         password = secrets.token_hex(16)
         private = self.folder / "slurmdbd.conf"
         private.touch(mode=0o600)
-        private.write_text(password)
+        private.write_text(password, encoding="utf-8")
         grant = (
             f"CREATE DATABASE slurm; GRANT ALL ON slurm.* TO slurm@'127.0.0.1' IDENTIFIED BY '{password}';"
         )
@@ -200,7 +201,9 @@ class Testbed:
 
     def _start_slurmdbd(self, ports: Sequence[int]) -> None:
         private = self.folder / "slurmdbd.conf"
-        private.write_text(slurmdbd_conf(self.folder, ports, private.read_text()))
+        private.write_text(
+            slurmdbd_conf(self.folder, ports, private.read_text(encoding="utf-8")), encoding="utf-8"
+        )
         # It looks for its file beside slurm.conf.
         self._add(
             start("slurmdbd", ["slurmdbd", "-D"], log=self.log / "output.log", environment=self.environment)
@@ -270,13 +273,13 @@ class Testbed:
 
     def _record(self) -> dict:
         try:
-            return json.loads((self.folder / RECORD).read_text())
+            return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
         except OSError:
             raise SlurmError(f"no testbed in {self.folder}") from None
 
     def _remember(self, settings: Settings, daemons: Sequence[Daemon]) -> None:
         record = {"settings": asdict(settings), "daemons": [asdict(daemon) for daemon in daemons]}
-        (self.folder / RECORD).write_text(json.dumps(record, indent=1))
+        (self.folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     def _add(self, daemon: Daemon) -> None:
         self._remember(self.settings(), [*self.daemons(), daemon])
@@ -302,13 +305,13 @@ def start_munge(log: Path) -> None:
     started = start("munged", ["munged", "--foreground"], log=log / "munged.log", user="munge")
     wait_until(_munge_answers, "munge", log=log / "munged.log")
     if started.alive():  # else another testbed was faster
-        MUNGE_RECORD.write_text(json.dumps(asdict(started)))
+        MUNGE_RECORD.write_text(json.dumps(asdict(started)), encoding="utf-8")
 
 
 def end_munge() -> None:
     """End the munged that a testbed has started; one that was there before stays."""
     if MUNGE_RECORD.exists():
-        end([Daemon(**json.loads(MUNGE_RECORD.read_text()))])
+        end([Daemon(**json.loads(MUNGE_RECORD.read_text(encoding="utf-8")))])
         MUNGE_RECORD.unlink(missing_ok=True)
 
 
@@ -319,7 +322,7 @@ def _munge_answers() -> bool:
 
 def name_nodes(addresses: Mapping[str, str]) -> None:
     """Make the nodes' names known: rank 0's becomes MASTER_ADDR."""
-    text = HOSTS.read_text()
+    text = HOSTS.read_text(encoding="utf-8")
     lines = [line.split("#")[0].split() for line in text.splitlines()]
     known = {name for line in lines for name in line[1:]}
     missing = [
@@ -328,7 +331,7 @@ def name_nodes(addresses: Mapping[str, str]) -> None:
         if name not in known
     ]
     if missing:
-        with HOSTS.open("a") as hosts:
+        with HOSTS.open("a", encoding="utf-8") as hosts:
             hosts.write(("" if text.endswith("\n") or not text else "\n") + "".join(missing))
 
 
@@ -348,6 +351,6 @@ def _processes() -> Iterator[tuple[int, str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and start_time(int(entry.name)) is not None:
             try:
-                yield int(entry.name), (entry / "comm").read_text().strip()
+                yield int(entry.name), (entry / "comm").read_text(encoding="utf-8").strip()
             except OSError:
                 continue

@@ -40,7 +40,7 @@ def start_time(pid: int) -> int | None:
     """When a process started, in the kernel's ticks; None if there is none, or only its remains."""
     try:
         # The name in parentheses may hold anything; the fields after it do not.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
@@ -99,7 +99,7 @@ def wait_until(ready: Callable[[], bool], what: str, *, log: Path, seconds: floa
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
             raise SlurmError(
                 f"{what} did not come up within {seconds:.0f} s: {lines[-1] if lines else f'see {log}'}"
             )

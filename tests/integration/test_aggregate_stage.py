@@ -193,15 +193,50 @@ def test_missing_and_failed_tasks_are_named_in_the_tables_place(
     assert "| finetune/blood-dino-vit-10pc-s0 | **missing** | waits for pretrain/blood-dino-vit |" in report
     assert "| ViT | linear | dino | deit_tiny | **missing** | **missing** |" in report
     assert "(1 of 2 seeds)" in report and "**1 of 2**" in report
+    best, _ = report.split("## Not finished")
+    (row,) = (line for line in best.splitlines() if line.startswith("| 10 % | CNN |"))
+    assert row.startswith("| 10 % | CNN | cass |") and "] (1 of 2 seeds) | dino, linear: " in row
+    assert row.endswith("] (test intervals overlap) |")
+
+
+def test_what_the_data_warn_of_stands_before_the_tables(
+    whole: tuple[list[Entry], Path], tmp_path: Path
+) -> None:
+    shard = whole[0][0]
+    assert shard.receipt is not None
+    metrics = {**shard.receipt.metrics, "warnings": ["3 images have no mask", *map(str, range(5))]}
+    warned = replace(shard, receipt=replace(shard.receipt, metrics=metrics))
+    report = (run([warned, *whole[0][1:]], tmp_path) / "report.md").read_text()
+    before, section = report.split("## Warnings\n\n")
+    assert section.startswith("- shard/blood: 3 images have no mask\n- shard/blood: 0\n")
+    assert f"\n- shard/blood: 1 more, in {shard.task.folder}/receipt.json of the store\n" in section
+    assert "## blood: macro_f1" in section and "## blood" not in before
+    assert "## Warnings" not in (whole[1] / "report.md").read_text()
 
 
 def test_nothing_done_still_gives_every_file(whole: tuple[list[Entry], Path], tmp_path: Path) -> None:
     folder = run([replace(entry, receipt=None) for entry in whole[0]], tmp_path)
     assert len(pd.read_csv(folder / "results.csv")) == 24
-    assert "No fine-tuning has finished" in (folder / "report.md").read_text()
+    assert "No fine-tuning has finished." in (folder / "report.md").read_text()
     for name in ("summary", "gains", "cost"):
         assert (folder / f"{name}.csv").is_file()
     assert not list(folder.glob("*.png"))
+
+
+def test_metric_that_does_not_exist_is_not_taken_for_nothing_done(
+    whole: tuple[list[Entry], Path], tmp_path: Path
+) -> None:
+    entries = []
+    for entry in whole[0]:
+        if entry.task.stage == "finetune":
+            assert entry.receipt is not None
+            found = {name: v for name, v in entry.receipt.metrics["test"].items() if name != "macro_auroc"}
+            receipt = replace(entry.receipt, metrics={**entry.receipt.metrics, "test": found})
+            entry = replace(entry, receipt=receipt)
+        entries.append(entry)
+    report = (run(entries, tmp_path, metric="macro_auroc") / "report.md").read_text()
+    assert "No fine-tuning has finished" not in report
+    assert "Fine-tunings have finished, but on their test images there is no macro_auroc." in report
 
 
 def test_terminal_table_reads_the_summary(whole: tuple[list[Entry], Path], tmp_path: Path) -> None:

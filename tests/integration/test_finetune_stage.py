@@ -104,6 +104,19 @@ def predictions(folder: Path) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
+@pytest.mark.parametrize("separator", [None, "|"])
+def test_set_with_one_class_is_for_pretraining_not_for_fine_tuning(
+    store: Path, tmp_path: Path, separator: str | None
+) -> None:
+    rows = "".join(f"{number:03}.png,only\n" for number in range(20))
+    (store / "raw" / "one.csv").write_text(f"path,label\n{rows}")
+    source = shards.CsvSource(store / "raw", csv="one.csv", label_separator=separator)
+    index = shards.write(source, tmp_path / "one", shards.ShardOptions(processes=1))
+    assert index.warnings == ["there is only one class, 'only': good for pretraining, not for fine-tuning"]
+    with pytest.raises(UserError, match=r"only one class, 'only'; fine-tuning needs at least two"):
+        run(store, tmp_path, data=str(tmp_path / "one"))
+
+
 @pytest.mark.parametrize("arch", ["cnn", "vit"])
 @pytest.mark.parametrize("protocol", ["finetune", "linear", "knn"])
 @pytest.mark.parametrize("data", ["single", "several"])

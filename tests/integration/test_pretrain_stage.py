@@ -78,6 +78,22 @@ def test_joint_method_leaves_two_backbones_that_plain_timm_loads_and_says_how_th
     assert any((tmp_path / "tensorboard").iterdir())
 
 
+def test_batch_larger_than_the_set_is_warned_of(shards, tmp_path, capsys):
+    def warnings(method: str, batch_size: int) -> list[str]:
+        folder = tmp_path / f"{method}-{batch_size}"
+        work = make_work(method, shards, folder, archs=("cnn",), batch_size=batch_size, epochs=1)
+        return pretrain.run(work).metrics["warnings"]
+
+    (warning,) = warnings("simclr", 32)
+    assert warning == (
+        "batch_size 32 is more than the 21 train images: a batch holds some more than once, which contrastive"
+        " losses take for different ones"
+    )
+    assert f"warning: {warning}\n" in capsys.readouterr().err
+    assert warnings("simclr", 20) == warnings("supervised", 32) == []
+    assert "warning:" not in capsys.readouterr().err
+
+
 def test_supervised_exports_the_initial_weights_as_they_are(shards, tmp_path):
     outcome = pretrain.run(make_work("supervised", shards, tmp_path, archs=("vit",)))
     initial = create_backbone(BACKBONES["vit"], SIZE, seed=1, arch="vit").headless().net.state_dict()

@@ -170,10 +170,18 @@ def test_a_metric_of_masks_means_that_of_boxes_where_there_are_none(tmp_path: Pa
 
 def test_validation_without_objects_is_one_line(tmp_path: Path) -> None:
     problem = problem_of(index_of(9), tmp_path, "cnn", [TINY[0], [4, 8], TINY[2]], epochs=1, size=32)
-    with pytest.raises(
-        UserError, match="box_ap does not exist on the 2 validation images, which lack objects"
-    ):
+    said = (
+        "select_by: box_ap does not exist on the 2 validation images, which lack objects that are no crowds;"
+    )
+    with pytest.raises(UserError) as refused:
         detection.run(problem)
+    assert str(refused.value) == f"{said} the validation split needs some"
+    share = problem_of(
+        index_of(9), tmp_path, "cnn", [TINY[0], [4, 8], TINY[2]], epochs=1, size=32, validation="fraction"
+    )
+    with pytest.raises(UserError) as refused:
+        detection.run(share)
+    assert str(refused.value) == f"{said} choose validation: full"
 
 
 def test_the_test_split_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

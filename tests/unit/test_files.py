@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipeline.files import write_atomically
-from pipeline.manifest import describe_files
+from pipeline.manifest import Manifest, Task, describe_files
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("pipeline", "shards", "slurm", "benchmarks")
+NO_TEXT = ("Image", "Index", "codec", "os", "shards.Index")  # whose ``open`` gives no text
+
+
+def texts_of_any_encoding(source: str) -> Iterator[int]:
+    """The lines in which a source text opens, reads or writes a text file in the locale's encoding."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        of = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        opens = ast.unparse(node.func) == "open" or (method == "open" and of not in NO_TEXT)
+        modes = [ast.literal_eval(mode) for mode in node.args[not method : 2 - bool(method)]] if opens else []
+        if method in ("read_text", "write_text") or (opens and not any("b" in mode for mode in modes)):
+            yield node.lineno
+
+
+def test_text_files_are_utf8_whatever_the_locale():
+    assert [*texts_of_any_encoding("open(p)\np.open('a')\nopen(p, 'rb')\np.open('wb')\np.read_text()")] == [
+        *(1, 2, 5)
+    ]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line in texts_of_any_encoding(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
+def test_a_locale_without_utf8_does_not_stop_what_is_printed(tmp_path):
+    locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    task = Task("shard/tiny", "shard", {}, (), "0" * 64)
+    Manifest({"name": "tiny"}, str(tmp_path), (task,)).write(tmp_path / "tiny" / "manifest.json")
+    for words, expected in (["experiments"], b"quickstart"), (["status", "tiny"], b"\\xb7"):
+        command = [sys.executable, "-m", "pipeline.launch", *words, "--runs", tmp_path]
+        ran = subprocess.run(command, capture_output=True, cwd=ROOT, env={**os.environ, **locale})
+        assert ran.returncode == 0 and expected in ran.stdout, ran.stderr
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -269,9 +270,34 @@ def test_what_no_file_annotates_is_unlabelled_and_counted(tmp_path):
         assert verify(index.folder) == []
     assert any(line.startswith("2 images have no annotation, e.g. images/t") for line in coco.warnings)
     assert any(line.startswith("2 images have no XML") for line in voc.warnings)
+    idle = "1 images of the test split are unlabelled and serve for nothing: pretraining takes train images"
+    assert idle in coco.warnings and idle in voc.warnings
     assert any(
         "1 XML files belong to no image, e.g. annotations_voc/val/lonely.xml" in x for x in voc.warnings
     )
+
+
+def test_split_that_no_file_annotates_serves_for_pretraining_and_another_is_made(tmp_path):
+    root = like_bccd(tmp_path / "in", 12)
+    (root / "instances_test.json").unlink()
+    shutil.rmtree(root / "annotations_voc" / "test")
+    voc = VocSource(root, "images", "annotations_voc")
+    for name, source in (("coco", coco_of(root)), ("voc", voc)):
+        index = write(source, tmp_path / name)
+        unlabelled = index.samples["path"].iloc[index.rows("train", labelled=False)]
+        assert set(unlabelled) == {f"images/test/{number}.jpg" for number in range(1, 13)}
+        assert index.samples["path"].iloc[index.rows("test")].str.startswith("images/train").all()
+        assert any(
+            "no image of the test split is labelled: its 12 images serve" in line for line in index.warnings
+        )
+
+
+def test_images_beside_the_folders_of_splits_are_counted(tmp_path):
+    root = like_bccd(tmp_path)
+    put(root / "images" / "holdout" / "1.jpg", 999)
+    note = "1 images lie in no split's folder and were not read, e.g. images/holdout/1.jpg"
+    assert note in coco_of(root).listing().notes
+    assert note in VocSource(root, "images", "annotations_voc").listing().notes
 
 
 def test_splits_are_made_and_stratified_by_what_occurs(tmp_path):

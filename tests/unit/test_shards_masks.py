@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -251,7 +252,7 @@ def test_mask_that_cannot_be_read_rejects_its_image(tmp_path):
 
 def test_no_readable_mask_and_class_that_is_in_none_are_named(tmp_path):
     root = flat(tmp_path / "in", [0, 1])
-    with pytest.raises(InputError, match="class 'rare' has no readable image"):
+    with pytest.raises(InputError, match="no readable mask holds the value 2 of 'rare': they hold 0, 1"):
         write(MaskSource(root, mask_classes={"a": 0, "b": 1, "rare": 2}), tmp_path / "out")
     for path in (root / "masks").iterdir():
         path.write_bytes(b"")
@@ -268,6 +269,18 @@ def test_mask_of_ignored_pixels_only_is_labelled_with_nothing(tmp_path):
     row = index.samples["path"].tolist().index("images/3.jpg")
     assert index.samples["labels"][row] == "" and index.samples["labelled"][row]
     assert (index.mask(row) == IGNORE).all() and index.targets([row]).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(("ignored", "why"), [(None, "was taken as ignored"), ([255], "is in mask_ignore")])
+def test_masks_of_0_and_255_whose_classes_are_named_0_and_1(tmp_path, ignored, why):
+    source = MaskSource(
+        flat(tmp_path / "in", [0, 255]), mask_classes={"bg": 0, "obj": 1}, mask_ignore=ignored
+    )
+    with pytest.raises(InputError) as refused:
+        write(source, tmp_path / "out")
+    assert (
+        str(refused.value) == f"no readable mask holds the value 1 of 'obj'; 255, found in masks/1.png, {why}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,6 +348,48 @@ def test_two_folders_of_one_split_are_named(tmp_path):
         MaskSource(tmp_path).listing()
 
 
+@pytest.mark.parametrize("paths", [{}, {"images": "images/{split}", "masks": "masks/{split}"}])
+def test_images_beside_the_folders_of_splits_are_counted(tmp_path, paths):
+    root = like_nuclei(tmp_path, [0, 1], 2)
+    for number in range(5):
+        put(root / "images" / "holdout" / "deep" / f"{number}.png", picture(number))
+    put(root / "images" / "loose.png", picture(9))
+    put(root / "images" / "more" / "10.png", picture(10))
+    source = MaskSource(root, **paths)
+    (note,) = source.listing(exclude=[root / "images" / "more"]).notes
+    assert note == "6 images lie in no split's folder and were not read, e.g. images/holdout/deep/0.png"
+    assert source.listing().notes == [note.replace("6", "7")]
+
+
+def test_masks_lie_beside_folders_of_images_by_split_without_a_word(tmp_path):
+    root = like_nuclei(tmp_path, [0, 1], 2)
+    for path in (root / "images").iterdir():
+        path.rename(root / path.name)
+    assert MaskSource(root, "{split}", "masks/{split}").listing().notes == []
+
+
+@pytest.mark.parametrize("paths", [{}, {"images": "images/{split}", "masks": "masks/{split}"}])
+def test_split_without_masks_serves_for_pretraining_and_another_is_made(tmp_path, paths):
+    root = like_nuclei(tmp_path / "in", [0, 1])
+    shutil.rmtree(root / "masks" / "test")
+    index = write(MaskSource(root, **paths), tmp_path / "out")
+    unlabelled = index.samples["path"].iloc[index.rows("train", labelled=False)]
+    assert sorted(unlabelled) == [f"images/test/{number}.png" for number in range(8)]
+    made = index.samples["path"].iloc[index.rows("test")]
+    assert len(made) and made.str.startswith("images/train").all()
+    assert (
+        "no image of the test split is labelled: its 8 images serve for pretraining, and another test split"
+        " is made out of train" in index.warnings
+    )
+
+
+def test_masks_of_a_split_without_images_are_named(tmp_path):
+    root = like_nuclei(tmp_path, [0, 1], 2)
+    shutil.rmtree(root / "images" / "val")
+    with pytest.raises(InputError, match=r"no folder .*images/val, though there is .*masks/val"):
+        MaskSource(root).listing()
+
+
 def table(root: Path) -> Path:
     flat(root, [0, 1], 60)
     rows = ["path,mask,patient,part"]
@@ -343,6 +398,17 @@ def table(root: Path) -> Path:
         rows.append(f"images/{number}.jpg,{mask},p{number // 3},{SPLITS[number // 3 % 3]}")
     (root / "labels.csv").write_text("\n".join(rows))
     return root
+
+
+def test_missing_suffix_of_a_mask_is_found_on_disk_as_that_of_an_image_is(tmp_path):
+    flat(tmp_path, [0, 1], 4)
+    rows = "".join(f"images/{number},masks/{number}\n" for number in (0, 1, 2))
+    (tmp_path / "labels.csv").write_text(f"path,mask\n{rows}images/3,masks/none\n")
+    listing = CsvSource(tmp_path, mask_column="mask").listing()
+    assert [one.annotation and one.annotation.path for one in listing.samples] == [
+        *("masks/0.png", "masks/1.png", "masks/2.png", None)
+    ]
+    assert any("1 masks that labels.csv names do not exist, e.g. masks/none" in x for x in listing.notes)
 
 
 def test_csv_with_a_mask_column_keeps_groups_and_splits(tmp_path):

@@ -56,6 +56,14 @@ def test_split_folders_by_their_usual_names(tmp_path, names):
     assert any("extra" in note for note in listing.notes)
 
 
+def test_loose_image_beside_split_folders_is_counted(tmp_path):
+    root = folders(
+        tmp_path, *(f"{name}/{label}/1.png" for name in ("train", "test") for label in "ab"), "1.png"
+    )
+    (note,) = FolderSource(root).listing().notes
+    assert note == f"1 images lie in no class folder and were not read, e.g. {root / '1.png'}"
+
+
 def test_class_order_can_be_given(tmp_path):
     assert FolderSource(folders(tmp_path, "a/1.png", "b/1.png"), ["b", "a"]).listing().classes == ["b", "a"]
 
