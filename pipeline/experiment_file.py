@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS
+from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS, check_metric
 from pipeline.experiment import Experiment, Json
-from pipeline.methods.registry import METHODS
+from pipeline.methods.registry import METHODS, searched_option
+from pipeline.ranks import check_batch
 from pipeline.specs import Training
 from pipeline.strict_yaml import read_yaml
 
@@ -136,13 +137,8 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
                 raise origin.error((*where, "backbones", arch), f"the method {name} trains no {arch}")
         if missing == set(METHODS[name].archs):
             raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
-    for where, metric in (
-        (("finetune", "select_by"), experiment.finetune.select_by),
-        (("report", "metric"), experiment.report.metric),
-    ):
-        if metric not in ALL_METRICS:  # whether the labels are multiple is known after sharding
-            hint = nearest(metric, ALL_METRICS) or f" (known: {', '.join(ALL_METRICS)})"
-            raise origin.error(where, f"unknown metric {metric!r}{hint}")
+        _check_batches(experiment, label, origin)
+    _check_metrics(experiment, origin)
     for dataset in experiment.all_datasets:
         if not experiment.protocols_of(dataset):
             fitting = ", ".join(name for name, info in PROTOCOLS.items() if info.kind == dataset.kind)
@@ -157,6 +153,40 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             + nearest(baseline, experiment.methods),
         )
     return experiment
+
+
+def _check_batches(experiment: Experiment, label: str, origin: _Origin) -> None:
+    """Refuse a batch that the ranks of a method's trainings cannot share."""
+    if METHODS[experiment.method_of(label)].steps == "none":
+        return
+    train = experiment.training_of(label)
+    key = "accumulate" if train.accumulate > 1 else "batch_size"
+    section = ("methods", label, "train") if key in experiment.methods[label].train else ("pretrain",)
+    stages = {"pretrain": experiment.resources.pretrain}
+    if searched_option(experiment.options_of(label)):
+        stages["search"] = experiment.resources.search
+    for stage, resources in stages.items():
+        ranks = resources.nodes * resources.ranks_per_node
+        try:
+            check_batch(train.batch_size, world_size=ranks, accumulate=train.accumulate)
+        except UserError as error:
+            raise origin.error((*section, key), f"in {stage}, {error}") from None
+
+
+def _check_metrics(experiment: Experiment, origin: _Origin) -> None:
+    """Refuse a metric that is unknown, or that the labels of some data set do not have."""
+    for where, metric in (
+        (("finetune", "select_by"), experiment.finetune.select_by),
+        (("report", "metric"), experiment.report.metric),
+    ):
+        if metric not in ALL_METRICS:
+            hint = nearest(metric, ALL_METRICS) or f" (known: {', '.join(ALL_METRICS)})"
+            raise origin.error(where, f"unknown metric {metric!r}{hint}")
+        for dataset in experiment.all_datasets:
+            try:
+                check_metric(metric, task=dataset.labels, key=".".join(where))
+            except UserError as error:
+                raise UserError(f"{origin.of(where)}: {error}; '{dataset.name}' is such data") from None
 
 
 def _first_error(error: ValidationError, model: type[BaseModel], prefix: tuple, origin: _Origin) -> UserError:

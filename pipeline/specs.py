@@ -24,6 +24,7 @@ from pydantic import (
 
 Architecture = Literal["cnn", "vit"]
 Kind = Literal["classification", "segmentation", "detection"]  # of a data set
+Labels = Literal["multiclass", "multilabel", "segmentation", "detection"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 STAGES = ("shard", "search", "pretrain", "finetune", "aggregate")
@@ -124,6 +125,13 @@ class Dataset(Strict):
         masks = self.source in ("masks", "digit_pages") or self.mask_column
         return "segmentation" if masks else "classification"
 
+    @property
+    def labels(self) -> Labels:
+        """What an image's label is, as its shards will say."""
+        if self.kind != "classification":
+            return self.kind
+        return "multilabel" if len(self.label_columns) > 1 or self.label_separator else "multiclass"
+
     @field_validator("mask_classes", mode="before")
     @classmethod
     def _names_to_values(cls, given: Any) -> Any:
@@ -184,6 +192,8 @@ class Training(Strict):
 
     epochs: float = Field(100, gt=0)
     batch_size: int = Field(64, ge=2)  # global: over all ranks and accumulation steps
+    # Parts of a step. Losses that compare images, and batch normalisation, see one: batch_size / accumulate
+    # images over all ranks, not the whole batch.
     accumulate: int = Field(1, ge=1)
     image_size: int = Field(224, ge=8, le=2048)
     fit: Literal["squash", "crop", "pad"] = "squash"  # how other shapes become square

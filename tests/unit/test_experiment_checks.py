@@ -1,0 +1,92 @@
+"""What cannot work is refused when the experiment file is read, not after minutes of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.experiment_file import load_experiment
+
+SMALL = """\
+dataset: {source: digits}
+backbones:
+  cnn: {name: test_resnet}
+  vit: {name: test_vit}
+methods:
+  supervised: {}
+  simclr: {}
+pretrain: {batch_size: 8}
+"""
+COCO, VOC = "{source: coco, root: /x}", "{source: voc, root: /x}"
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    """``load(*settings)`` reads the small experiment with ``KEY=VALUE`` settings over it."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return lambda *settings: load_experiment(str(path), settings)
+
+
+@pytest.fixture
+def refuse(load):
+    """``refuse(*settings)`` is the one line that the settings get."""
+
+    def line(*settings: str) -> str:
+        with pytest.raises(UserError) as refused:
+            load(*settings)
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    return line
+
+
+def test_batch_that_the_ranks_of_a_training_cannot_share_is_refused(load, refuse):
+    said = refuse("resources.pretrain.ranks_per_node=3")
+    assert said.startswith("--set: pretrain.batch_size") or "small.yaml:8: pretrain.batch_size" in said
+    assert "batch_size 8" in said and "3" in said and "6 or 9" in said
+    assert "pretrain.accumulate" in refuse("pretrain.accumulate=3")
+    load("resources.pretrain.ranks_per_node=4", "pretrain.accumulate=2")
+    said = refuse("methods.simclr.train.batch_size=9", "resources.pretrain.nodes=2")
+    assert "methods.simclr.train.batch_size" in said and "8 or 10" in said
+    # Nothing is trained, so nothing is shared.
+    load("methods.supervised.train.batch_size=9", "resources.pretrain.nodes=2")
+
+
+def test_a_search_is_held_to_its_own_ranks(load, refuse):
+    hssl = "methods.hssl.options={head: search}"
+    said = refuse(hssl, "resources.search.ranks_per_node=3")
+    assert "search" in said and "multiple of 3" in said
+    load("methods.hssl.options={head: pool}", "resources.search.ranks_per_node=3")
+
+
+def test_one_image_a_micro_batch_is_refused_with_the_greatest_accumulate_that_works(load, refuse):
+    said = refuse("pretrain.accumulate=8")
+    assert "batch_size 8" in said and "accumulate 8" in said and "at most 4" in said
+    load("pretrain.accumulate=4")
+    load("pretrain.accumulate=1", "resources.pretrain.ranks_per_node=8")
+    said = refuse("pretrain.batch_size=2", "pretrain.accumulate=2")
+    assert "at most 1" in said
+    said = refuse("pretrain.batch_size=3", "pretrain.accumulate=3")
+    assert "at most 1" in said
+
+
+@pytest.mark.parametrize("key", ["report.metric", "finetune.select_by"])
+def test_a_metric_that_a_data_sets_labels_lack_is_refused(load, refuse, key):
+    assert f"{key}: no metric 'miou' for single-label data" in refuse(f"{key}=miou")
+    assert f"{key}: no metric 'map' for single-label data" in refuse(f"{key}=map")
+    load(f"{key}=map", "dataset={source: csv, root: /x, label_columns: [a, b]}")
+    load(f"{key}=map", "dataset={source: csv, root: /x, label_separator: '|'}")
+    load(f"{key}=miou", "dataset={source: csv, root: /x, mask_column: mask}")
+
+
+@pytest.mark.parametrize("key", ["report.metric", "finetune.select_by"])
+def test_one_metric_stands_for_data_sets_of_several_kinds(load, refuse, key):
+    several = f"datasets={{a: {{source: digits}}, b: {{source: digit_pages}}, c: {COCO}}}"
+    load("dataset=null", several, f"{key}=accuracy")
+    said = refuse("dataset=null", several, f"{key}=box_ap")
+    assert "single-label" in said and "'a'" in said
+    pixels_and_boxes = f"datasets={{b: {{source: digit_pages}}, c: {COCO}}}"
+    load("dataset=null", pixels_and_boxes, f"{key}=mask_ap")
