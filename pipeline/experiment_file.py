@@ -139,12 +139,7 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
         _check_batches(experiment, label, origin)
     _check_metrics(experiment, origin)
-    for dataset in experiment.all_datasets:
-        if not experiment.protocols_of(dataset):
-            fitting = ", ".join(name for name, info in PROTOCOLS.items() if info.kind == dataset.kind)
-            raise origin.error(
-                ("finetune", "protocols"), f"none is for {dataset.kind}, which {dataset.name} is ({fitting})"
-            )
+    _check_protocols(experiment, origin)
     baseline = experiment.report.baseline
     if baseline not in experiment.methods:
         raise origin.error(
@@ -171,6 +166,23 @@ def _check_batches(experiment: Experiment, label: str, origin: _Origin) -> None:
             check_batch(train.batch_size, world_size=ranks, accumulate=train.accumulate)
         except UserError as error:
             raise origin.error((*section, key), f"in {stage}, {error}") from None
+
+
+def _check_protocols(experiment: Experiment, origin: _Origin) -> None:
+    """Refuse a data set without a protocol, and a protocol whose only data sets have no outlines of objects."""
+    where = ("finetune", "protocols")
+    for name in experiment.finetune.protocols:
+        of_kind = [data for data in experiment.all_datasets if data.kind == PROTOCOLS[name].kind]
+        if of_kind and not any(PROTOCOLS[name].is_for(data) for data in of_kind):
+            raise origin.error(
+                where,
+                f"{name} needs outlines of objects, and those of {of_kind[0].name} ({of_kind[0].source}) are"
+                " boxes only; detect needs no more",
+            )
+    for dataset in experiment.all_datasets:
+        if not experiment.protocols_of(dataset):
+            fitting = ", ".join(name for name, info in PROTOCOLS.items() if info.is_for(dataset))
+            raise origin.error(where, f"none is for {dataset.kind}, which {dataset.name} is ({fitting})")
 
 
 def _check_metrics(experiment: Experiment, origin: _Origin) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.evaluate.protocols import PROTOCOLS
 from pipeline.installed import check_torch
 from pipeline.manifest import Task
-from pipeline.specs import TRAINING_STAGES, FinetuneSpec, PretrainSpec
+from pipeline.specs import TRAINING_STAGES, FinetuneSpec, PretrainSpec, ShardSpec
 
 
 def preflight(pending: Sequence[Task]) -> None:
@@ -18,16 +19,18 @@ def preflight(pending: Sequence[Task]) -> None:
             :func:`pipeline.buildable.check_buildable` finds.
     """
     stages = {task.stage for task in pending}
+    trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
+    tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
     if "shard" in stages:
         from pipeline.stages.shard import check_source
 
+        outlined = {spec.dataset: spec.protocol for spec in tuned if PROTOCOLS[spec.protocol].outlines}
         for task in pending:
             if task.stage == "shard":
-                check_source(task)
+                name = ShardSpec.model_validate(task.spec).dataset.name
+                check_source(task, outlined=outlined.get(name))
     if stages & {*TRAINING_STAGES, "finetune"}:
         check_torch()
-    trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
-    tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
     recipes = {spec.train.augment for spec in trained} | {spec.settings.augment for spec in tuned}
     _check_recipes({recipe for recipe in recipes if recipe is not None})
     if trained or tuned:

@@ -90,3 +90,15 @@ def test_one_metric_stands_for_data_sets_of_several_kinds(load, refuse, key):
     assert "single-label" in said and "'a'" in said
     pixels_and_boxes = f"datasets={{b: {{source: digit_pages}}, c: {COCO}}}"
     load("dataset=null", pixels_and_boxes, f"{key}=mask_ap")
+
+
+def test_masks_of_objects_are_not_asked_of_voc_files_which_hold_boxes(load, refuse):
+    said = refuse(f"dataset={VOC}", "finetune.protocols=[detect, detect_masks]")
+    assert "finetune.protocols: detect_masks needs outlines" in said and "voc" in said and "detect " in said
+    load(f"dataset={VOC}", "finetune.protocols=[detect]")
+    both = load(
+        "dataset=null", f"datasets={{a: {VOC}, b: {COCO}}}", "finetune.protocols=[detect, detect_masks]"
+    )
+    assert [both.protocols_of(data) for data in both.all_datasets] == [["detect"], ["detect", "detect_masks"]]
+    said = refuse("dataset=null", f"datasets={{a: {VOC}, b: {COCO}}}", "finetune.protocols=[detect_masks]")
+    assert "none is for detection, which a is (detect)" in said
