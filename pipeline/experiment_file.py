@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS, check_metric
 from pipeline.experiment import Experiment, Json
-from pipeline.methods.registry import METHODS, searched_option
+from pipeline.methods.registry import METHODS, OptionError, searched_option
 from pipeline.ranks import check_batch
 from pipeline.specs import Training
 from pipeline.strict_yaml import read_yaml
@@ -65,13 +65,12 @@ class _Origin:
 
     def of(self, location: Sequence[Any]) -> str:
         parts = tuple(map(str, location))
-        for key in self.overridden:
-            if parts[: len(key)] == key:
-                return "--set"
-        for length in range(len(parts), 0, -1):
-            if parts[:length] in self.lines:
-                return f"{self.path}:{self.lines[parts[:length]]}"
-        return str(self.path)
+        if any(parts[: len(key)] == key for key in self.overridden):
+            return "--set"
+        lines = [self.lines[parts[:n]] for n in range(len(parts), 0, -1) if parts[:n] in self.lines]
+        place = f"{self.path}:{lines[0]}" if lines else str(self.path)
+        within = any(key[: len(parts)] == parts for key in self.overridden)
+        return f"{place} with --set" if within else place
 
     def error(self, location: Sequence[Any], message: str) -> UserError:
         return UserError(f"{self.of(location)}: {'.'.join(map(str, location)) or 'experiment'}: {message}")
@@ -123,8 +122,9 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             raise origin.error(where, f"unknown method{nearest(name, METHODS)} (known: {', '.join(METHODS)})")
         try:
             experiment.options_of(label)
-        except UserError as error:
-            raise origin.error((*where, "options"), str(error)) from None
+        except OptionError as error:
+            option = () if error.option is None else (error.option,)
+            raise origin.error((*where, "options", *option), str(error)) from None
         try:
             Training.model_validate(entry.train)
         except ValidationError as error:
@@ -169,7 +169,7 @@ def _check_batches(experiment: Experiment, label: str, origin: _Origin) -> None:
 
 
 def _check_protocols(experiment: Experiment, origin: _Origin) -> None:
-    """Refuse a data set without a protocol, and a protocol whose only data sets have no outlines of objects."""
+    """Refuse a data set without a protocol, and one for outlines where no object can have any."""
     where = ("finetune", "protocols")
     for name in experiment.finetune.protocols:
         of_kind = [data for data in experiment.all_datasets if data.kind == PROTOCOLS[name].kind]

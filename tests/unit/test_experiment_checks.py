@@ -102,3 +102,55 @@ def test_masks_of_objects_are_not_asked_of_voc_files_which_hold_boxes(load, refu
     assert [both.protocols_of(data) for data in both.all_datasets] == [["detect"], ["detect", "detect_masks"]]
     said = refuse("dataset=null", f"datasets={{a: {VOC}, b: {COCO}}}", "finetune.protocols=[detect_masks]")
     assert "none is for detection, which a is (detect)" in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "where"),
+    [
+        ("seeds=[true]", "seeds"),
+        ("seeds=[0, yes]", "seeds"),
+        ("pretrain.epochs=on", "pretrain.epochs"),
+        ("methods.dino.options.n_local=yes", "methods.dino.options.n_local"),
+        ("methods.cass.options.views=true", "methods.cass.options.views"),
+        ("methods.simclr.options={pretext: jigsaw, pretext_hidden: [true, 4]}", "pretext_hidden"),
+        ("finetune.fractions=[true]", "finetune.fractions"),
+        ("dataset={source: masks, root: /x, mask_classes: {a: 0, b: true}}", "dataset.mask_classes"),
+    ],
+)
+def test_true_is_no_number(refuse, setting, where):
+    said = refuse(setting)
+    assert said.startswith("--set: ") and where in said and "expected a number, found true or false" in said
+
+
+def test_numbers_written_otherwise_and_truth_where_it_belongs_are_taken(load):
+    experiment = load("seeds=[1.0, '2']", "methods.dino.options={n_local: 2.0, head_bn: yes}")
+    assert experiment.seeds == [1, 2]
+    options = experiment.options_of("dino")
+    assert options["n_local"] == 2 and options["head_bn"] is True
+    load("pretrain.sync_bn=off", "methods.simclr.train={compile: true}")
+    load("backbones.vit.args={qkv_bias: true}")
+
+
+def test_widths_of_a_pretexts_head_are_positive(refuse):
+    said = refuse("methods.simclr.options={pretext: rotation, pretext_hidden: [0, -4]}")
+    assert "pretext_hidden" in said and "greater than or equal to 1" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1e-1", "0.1"), ("1e-6", "1.0e-06"), ("'8'", "8"), ("[1, 3e+2]", "300")]
+)
+def test_text_where_a_nets_number_belongs_is_named(refuse, load, text, number):
+    said = refuse(f"backbones.vit.args.drop_path_rate={text}")
+    assert said.startswith("--set: backbones.vit.args.drop_path_rate: found the text")
+    assert said.endswith(f"write {number}")
+    load(f"backbones.vit.args.drop_path_rate={number}")
+    load("backbones.vit.args={global_pool: avg, norm_layer: layernorm2d}")
+
+
+def test_an_option_given_with_set_is_reported_as_such(refuse, tmp_path):
+    said = refuse("methods.hssl.options.head=serch")
+    assert said.startswith("--set: methods.hssl.options.head: method hssl: option head = 'serch'")
+    assert refuse("methods.hssl.options.hed=pool").startswith("--set: methods.hssl.options.hed: ")
+    # Each value is sound, and together they are not: one of them may stand in the file.
+    said = refuse("methods.cass.options.pairs=self")
+    assert said.startswith(f"{tmp_path / 'small.yaml'}:5 with --set: methods.cass.options: ")
