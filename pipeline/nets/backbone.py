@@ -198,7 +198,7 @@ def create_backbone(
     if spec.weights != "random":
         mean, std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
     if spec.weights not in ("random", "imagenet"):
-        load_file(net, spec.weights, name=spec.name)
+        load_file(net, spec.weights, name=spec.name, args=args)
         mean, std = file_normalisation(spec.weights) or (mean, std)
     return Net(net, arch=arch, name=spec.name, args=args, image_size=image_size, mean=mean, std=std)
 

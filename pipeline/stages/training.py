@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Literal
 
@@ -16,6 +15,7 @@ from pipeline.methods.base import Method
 from pipeline.methods.registry import method_info
 from pipeline.nets.architectures import PLAIN_VIT
 from pipeline.nets.backbone import Net, UnknownArg, create_backbone
+from pipeline.nets.weights import shown
 from pipeline.specs import PretrainSpec
 from pipeline.stages.work import Interrupted, Work
 from pipeline.train.distributed import World
@@ -38,9 +38,8 @@ def make_nets(spec: PretrainSpec) -> dict[str, Net]:
         except UnknownArg as error:
             if error.arg not in own:
                 raise
-            given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in own.items())
             raise UserError(
-                f"backbone '{backbone.name}' does not take the args {{{given}}} that {spec.method} gives its"
+                f"backbone '{backbone.name}' does not take the args {shown(own)} that {spec.method} gives its"
                 f" nets: expected {PLAIN_VIT}"
             ) from None
     return nets
