@@ -163,7 +163,7 @@ class Experiment(Strict):
 
     def protocols_of(self, dataset: Dataset) -> list[str]:
         """The protocols that a data set's labels are for."""
-        return [name for name in self.finetune.protocols if PROTOCOLS[name].kind == dataset.kind]
+        return [name for name in self.finetune.protocols if PROTOCOLS[name].is_for(dataset)]
 
     def method_of(self, label: str) -> str:
         return self.methods[label].method or label

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from pipeline.typed import Typed
+
+Width = Annotated[int, Field(ge=1)]
 
 
-class Options(BaseModel):
+class Options(Typed):
     """Options of one method: unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
@@ -179,7 +183,7 @@ class SimclrOptions(Options):
     pretext_weight: float = Field(0.3, ge=0)  # of its loss
     pretext_start_epochs: float = Field(40, ge=0)  # its weight is 0 for so many epochs …
     pretext_start_share: float = Field(0.4, ge=0, le=1)  # … or for this share of the training, if it is less
-    pretext_hidden: list[int] | None = Field(None, min_length=2, max_length=2)  # None: as published
+    pretext_hidden: list[Width] | None = Field(None, min_length=2, max_length=2)  # None: as published
     pretext_dropout: float = Field(0.5, ge=0, lt=1)
     jigsaw_permutations: int = Field(35, ge=2, le=1000)  # orders of the tiles to tell apart
 
