@@ -60,6 +60,7 @@ class FinetuneSection(FinetuneSettings):
         ["finetune", "linear", "knn", "seg_linear", "seg_fpn", "detect"], min_length=1
     )  # a data set gets those of its kind
     fractions: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
+    fit: Literal["squash", "crop", "pad"] | None = None  # type: ignore[assignment]  # None: as pretrained
 
     @field_validator("protocols")
     @classmethod
@@ -162,7 +163,7 @@ class Experiment(Strict):
 
     def protocols_of(self, dataset: Dataset) -> list[str]:
         """The protocols that a data set's labels are for."""
-        return [name for name in self.finetune.protocols if PROTOCOLS[name].kind == dataset.kind]
+        return [name for name in self.finetune.protocols if PROTOCOLS[name].is_for(dataset)]
 
     def method_of(self, label: str) -> str:
         return self.methods[label].method or label

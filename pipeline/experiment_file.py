@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS
+from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS, check_metric
 from pipeline.experiment import Experiment, Json
-from pipeline.methods.registry import METHODS
+from pipeline.methods.registry import METHODS, OptionError, searched_option
+from pipeline.ranks import check_batch
 from pipeline.specs import Training
 from pipeline.strict_yaml import read_yaml
 
@@ -64,13 +65,12 @@ class _Origin:
 
     def of(self, location: Sequence[Any]) -> str:
         parts = tuple(map(str, location))
-        for key in self.overridden:
-            if parts[: len(key)] == key:
-                return "--set"
-        for length in range(len(parts), 0, -1):
-            if parts[:length] in self.lines:
-                return f"{self.path}:{self.lines[parts[:length]]}"
-        return str(self.path)
+        if any(parts[: len(key)] == key for key in self.overridden):
+            return "--set"
+        lines = [self.lines[parts[:n]] for n in range(len(parts), 0, -1) if parts[:n] in self.lines]
+        place = f"{self.path}:{lines[0]}" if lines else str(self.path)
+        within = any(key[: len(parts)] == parts for key in self.overridden)
+        return f"{place} with --set" if within else place
 
     def error(self, location: Sequence[Any], message: str) -> UserError:
         return UserError(f"{self.of(location)}: {'.'.join(map(str, location)) or 'experiment'}: {message}")
@@ -122,8 +122,9 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             raise origin.error(where, f"unknown method{nearest(name, METHODS)} (known: {', '.join(METHODS)})")
         try:
             experiment.options_of(label)
-        except UserError as error:
-            raise origin.error((*where, "options"), str(error)) from None
+        except OptionError as error:
+            option = () if error.option is None else (error.option,)
+            raise origin.error((*where, "options", *option), str(error)) from None
         try:
             Training.model_validate(entry.train)
         except ValidationError as error:
@@ -136,19 +137,9 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
                 raise origin.error((*where, "backbones", arch), f"the method {name} trains no {arch}")
         if missing == set(METHODS[name].archs):
             raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
-    for where, metric in (
-        (("finetune", "select_by"), experiment.finetune.select_by),
-        (("report", "metric"), experiment.report.metric),
-    ):
-        if metric not in ALL_METRICS:  # whether the labels are multiple is known after sharding
-            hint = nearest(metric, ALL_METRICS) or f" (known: {', '.join(ALL_METRICS)})"
-            raise origin.error(where, f"unknown metric {metric!r}{hint}")
-    for dataset in experiment.all_datasets:
-        if not experiment.protocols_of(dataset):
-            fitting = ", ".join(name for name, info in PROTOCOLS.items() if info.kind == dataset.kind)
-            raise origin.error(
-                ("finetune", "protocols"), f"none is for {dataset.kind}, which {dataset.name} is ({fitting})"
-            )
+        _check_batches(experiment, label, origin)
+    _check_metrics(experiment, origin)
+    _check_protocols(experiment, origin)
     baseline = experiment.report.baseline
     if baseline not in experiment.methods:
         raise origin.error(
@@ -157,6 +148,57 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             + nearest(baseline, experiment.methods),
         )
     return experiment
+
+
+def _check_batches(experiment: Experiment, label: str, origin: _Origin) -> None:
+    """Refuse a batch that the ranks of a method's trainings cannot share."""
+    if METHODS[experiment.method_of(label)].steps == "none":
+        return
+    train = experiment.training_of(label)
+    key = "accumulate" if train.accumulate > 1 else "batch_size"
+    section = ("methods", label, "train") if key in experiment.methods[label].train else ("pretrain",)
+    stages = {"pretrain": experiment.resources.pretrain}
+    if searched_option(experiment.options_of(label)):
+        stages["search"] = experiment.resources.search
+    for stage, resources in stages.items():
+        ranks = resources.nodes * resources.ranks_per_node
+        try:
+            check_batch(train.batch_size, world_size=ranks, accumulate=train.accumulate)
+        except UserError as error:
+            raise origin.error((*section, key), f"in {stage}, {error}") from None
+
+
+def _check_protocols(experiment: Experiment, origin: _Origin) -> None:
+    """Refuse a data set without a protocol, and one for outlines where no object can have any."""
+    where = ("finetune", "protocols")
+    for name in experiment.finetune.protocols:
+        of_kind = [data for data in experiment.all_datasets if data.kind == PROTOCOLS[name].kind]
+        if of_kind and not any(PROTOCOLS[name].is_for(data) for data in of_kind):
+            raise origin.error(
+                where,
+                f"{name} needs outlines of objects, and those of {of_kind[0].name} ({of_kind[0].source}) are"
+                " boxes only; detect needs no more",
+            )
+    for dataset in experiment.all_datasets:
+        if not experiment.protocols_of(dataset):
+            fitting = ", ".join(name for name, info in PROTOCOLS.items() if info.is_for(dataset))
+            raise origin.error(where, f"none is for {dataset.kind}, which {dataset.name} is ({fitting})")
+
+
+def _check_metrics(experiment: Experiment, origin: _Origin) -> None:
+    """Refuse a metric that is unknown, or that the labels of some data set do not have."""
+    for where, metric in (
+        (("finetune", "select_by"), experiment.finetune.select_by),
+        (("report", "metric"), experiment.report.metric),
+    ):
+        if metric not in ALL_METRICS:
+            hint = nearest(metric, ALL_METRICS) or f" (known: {', '.join(ALL_METRICS)})"
+            raise origin.error(where, f"unknown metric {metric!r}{hint}")
+        for dataset in experiment.all_datasets:
+            try:
+                check_metric(metric, task=dataset.labels, key=".".join(where))
+            except UserError as error:
+                raise UserError(f"{origin.of(where)}: {error}; '{dataset.name}' is such data") from None
 
 
 def _first_error(error: ValidationError, model: type[BaseModel], prefix: tuple, origin: _Origin) -> UserError:

@@ -29,11 +29,13 @@ from pipeline.specs import (
 
 FORMATS = {
     "shard": 1,
-    "search": 1,
+    "search": 2,
     "pretrain": 1,
     "finetune": 2,
-    "aggregate": 2,
+    "aggregate": 3,
 }  # raise one when a stage's results change
+
+SEARCH_SHORTENS = {"teacher_warmup_epochs", "freeze_last_layer_epochs"}  # options counted in epochs
 
 
 def plan(experiment: Experiment) -> tuple[Task, ...]:
@@ -102,9 +104,16 @@ def _pretrainings(experiment: Experiment, label: str) -> list[tuple[list[Archite
 def _search_task(
     experiment: Experiment, dataset: Dataset, label: str, archs: list[Architecture], seed: int, shard: Task
 ) -> Task:
+    """A training of its own length, whose warm-ups have the share of it that they have of the pretraining."""
     spec = _pretrain_spec(experiment, dataset, label, archs, seed)
-    train = spec.train.model_copy(update={"epochs": float(spec.options["search_epochs"])})
-    spec = SearchSpec.model_validate(spec.model_dump() | {"train": train.model_dump()})
+    epochs, options = float(spec.options["search_epochs"]), dict(spec.options)
+    shorter = min(1.0, epochs / spec.train.epochs)
+    train = {"epochs": epochs, "warmup_epochs": spec.train.warmup_epochs * shorter}
+    for name in SEARCH_SHORTENS & options.keys():
+        options[name] *= shorter
+    spec = SearchSpec.model_validate(
+        spec.model_dump() | {"train": spec.train.model_dump() | train, "options": options}
+    )
     name = f"{dataset.name}-{label}-{'-'.join(archs)}"
     return make_task("search", name, spec, (shard,), experiment.resources.search)
 
@@ -146,7 +155,9 @@ def _finetune_tasks(
     needs: tuple[Task, Task],
 ) -> list[Task]:
     section = experiment.finetune
-    settings = FinetuneSettings.model_validate(section.model_dump(exclude={"protocols", "fractions"}))
+    given = section.model_dump(exclude={"protocols", "fractions"})
+    fit = section.fit or experiment.training_of(label).fit
+    settings = FinetuneSettings.model_validate(given | {"fit": fit})
     tasks = []
     for protocol in experiment.protocols_of(dataset):
         for fraction in section.fractions:

@@ -4,45 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.evaluate.protocols import PROTOCOLS
 from pipeline.installed import check_torch
 from pipeline.manifest import Task
-from pipeline.specs import TRAINING_STAGES, FinetuneSpec, PretrainSpec
+from pipeline.specs import TRAINING_STAGES, FinetuneSpec, PretrainSpec, ShardSpec
 
 
 def preflight(pending: Sequence[Task]) -> None:
-    """Check what the tasks read, and the names that only timm and torch know.
+    """Check what the tasks read, the names that only timm and torch know, and that nets can be built.
 
     Raises:
         UserError, shards.InputError: a missing folder, file or CSV column, an unknown timm name or
-            augmentation recipe, missing weights, a torch and a torchvision that do not fit.
+            augmentation recipe, missing weights, a torch and a torchvision that do not fit, and what
+            :func:`pipeline.buildable.check_buildable` finds.
     """
     stages = {task.stage for task in pending}
+    trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
+    tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
     if "shard" in stages:
         from pipeline.stages.shard import check_source
 
+        outlined = {spec.dataset: spec.protocol for spec in tuned if PROTOCOLS[spec.protocol].outlines}
         for task in pending:
             if task.stage == "shard":
-                check_source(task)
+                name = ShardSpec.model_validate(task.spec).dataset.name
+                check_source(task, outlined=outlined.get(name))
     if stages & {*TRAINING_STAGES, "finetune"}:
         check_torch()
-    trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
-    if trained:
-        _check_pretraining(trained)
-    tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
-    if tuned:
-        _check_recipes({spec.settings.augment for spec in tuned})
+    recipes = {spec.train.augment for spec in trained} | {spec.settings.augment for spec in tuned}
+    _check_recipes({recipe for recipe in recipes if recipe is not None})
+    if trained or tuned:
+        from pipeline.buildable import check_buildable
 
-
-def _check_pretraining(specs: Sequence[PretrainSpec]) -> None:
-    from pipeline.nets.architectures import check_architecture
-    from pipeline.nets.weights import weights_file
-
-    for spec in specs:
-        for arch, backbone in spec.backbones.items():
-            check_architecture(backbone.name, arch)
-            if backbone.weights not in ("random", "imagenet"):
-                weights_file(backbone.weights, name=backbone.name)
-    _check_recipes({spec.train.augment for spec in specs if spec.train.augment is not None})
+        check_buildable(trained, tuned)
 
 
 def _check_recipes(recipes: set[str]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -22,11 +22,15 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.typed import Typed
+
 Architecture = Literal["cnn", "vit"]
 Kind = Literal["classification", "segmentation", "detection"]  # of a data set
+Labels = Literal["multiclass", "multilabel", "segmentation", "detection"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 STAGES = ("shard", "search", "pretrain", "finetune", "aggregate")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 TRAINING_STAGES = ("search", "pretrain")  # on any number of ranks, and resumable
 
 
@@ -47,11 +51,22 @@ def _reachable(path: str) -> str:
     return path
 
 
+def _no_number_as_text(value: Any) -> Any:
+    """YAML reads 1e-1 and 1e6 as text, which a timm model would add and multiply."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, str) and NUMBER.fullmatch(part):
+            number = f"{float(part):g}"
+            number = number if "." in number else number.replace("e", ".0e")
+            raise ValueError(f"found the text '{part}' where a number belongs: write {number}")
+    return value
+
+
 Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
+TimmArg = Annotated[Any, AfterValidator(_no_number_as_text)]
 UserPath = Annotated[str, AfterValidator(_reachable)]
 
 
-class Strict(BaseModel):
+class Strict(Typed):
     """Unknown keys are refused, and a specification never changes once made."""
 
     # Defaults are validated too: 25 and 25.0 must not be two keys.
@@ -124,6 +139,13 @@ class Dataset(Strict):
         masks = self.source in ("masks", "digit_pages") or self.mask_column
         return "segmentation" if masks else "classification"
 
+    @property
+    def labels(self) -> Labels:
+        """What an image's label is, as its shards will say."""
+        if self.kind != "classification":
+            return self.kind
+        return "multilabel" if len(self.label_columns) > 1 or self.label_separator else "multiclass"
+
     @field_validator("mask_classes", mode="before")
     @classmethod
     def _names_to_values(cls, given: Any) -> Any:
@@ -168,7 +190,8 @@ class Backbone(Strict):
 
     name: str
     weights: UserPath = "random"  # random | imagenet (timm's own) | a file
-    args: Plain = {}  # for timm.create_model, e.g. {embed_dim: 128, depth: 4}
+    # for timm.create_model, e.g. {embed_dim: 128, depth: 4}
+    args: Annotated[dict[str, TimmArg], AfterValidator(_plain)] = {}
 
     @field_validator("args")
     @classmethod
@@ -184,6 +207,8 @@ class Training(Strict):
 
     epochs: float = Field(100, gt=0)
     batch_size: int = Field(64, ge=2)  # global: over all ranks and accumulation steps
+    # Parts of a step. Losses that compare images, and batch normalisation, see one: batch_size / accumulate
+    # images over all ranks, not the whole batch.
     accumulate: int = Field(1, ge=1)
     image_size: int = Field(224, ge=8, le=2048)
     fit: Literal["squash", "crop", "pad"] = "squash"  # how other shapes become square

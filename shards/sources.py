@@ -120,7 +120,8 @@ class FolderSource:
         """All images below the class folders.
 
         Raises:
-            InputError: missing root, no class folder, a class folder without images or not among ``classes``.
+            InputError: missing root, no class folder, a class folder without images or not among ``classes``,
+                one of ``classes`` without a folder.
         """
         root = existing_folder(self.root)
         excluded = {path.resolve() for path in exclude}
@@ -159,6 +160,9 @@ class FolderSource:
             )
         classes = list(self.classes) if self.classes is not None else sorted(found)
         check_classes(classes)
+        for name in classes:
+            if name not in found:
+                raise InputError(f"class '{name}' has no folder in {root} (folders: {listed(sorted(found))})")
         samples.sort(key=lambda sample: sample.path)
         return Listing("multiclass", classes, samples, dict(sorted(ignored.items())), notes)
 

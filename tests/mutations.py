@@ -79,6 +79,13 @@ MUTATIONS = [
         f"{RESUME}::test_resume_after_kill_gives_same_bits",
     ),
     Mutation(
+        "DDP's buckets laid out before a resumed step",
+        LOOP,
+        "self.rehearsals = min(self.first, DDP_SETTLES) if whole else 0",
+        "self.rehearsals = 0",
+        f"{RESUME}::test_three_ranks_resume_with_same_bits",
+    ),
+    Mutation(
         "log cut to the checkpoint",
         "pipeline/train/logs.py",
         "os.truncate(path, min(position, path.stat().st_size))",

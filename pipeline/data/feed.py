@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from pipeline.data.images import ImageSet, Loader
-from pipeline.data.sampler import EpochSampler, rank_share
+from pipeline.data.sampler import EpochSampler
+from pipeline.ranks import rank_share
 from shards import stream
 
 

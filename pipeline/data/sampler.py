@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError
+from pipeline.ranks import rank_share
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,3 @@ class EpochSampler:
 def permutation(n: int, *, epoch: int, seed: int) -> np.ndarray:
     """The order of an epoch: (n,) int64."""
     return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def rank_share(batch_size: int, *, world_size: int, accumulate: int) -> int:
-    """Images a rank takes in one accumulation.
-
-    Raises:
-        UserError: batch_size is no multiple of world_size x accumulate.
-    """
-    parts = world_size * accumulate
-    if batch_size % parts:
-        raise UserError(
-            f"batch_size {batch_size} cannot be shared equally: it must be a multiple of {parts}"
-            f" (ranks {world_size} x accumulate {accumulate})"
-        )
-    return batch_size // parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import UserError, nearest
-from pipeline.specs import Kind
+from pipeline.specs import Dataset, Kind
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,16 @@ class ProtocolInfo:
     Attributes:
         target: ``module:function`` that runs it; see ``pipeline.evaluate.problem`` for its contract.
         kind: of the data sets that it is for.
+        outlines: whether it needs the outline of every object, where boxes are not enough.
     """
 
     target: str
     kind: Kind
+    outlines: bool = False
+
+    def is_for(self, dataset: Dataset) -> bool:
+        """Whether a data set's labels may be what it needs; of COCO's outlines only the file itself tells."""
+        return self.kind == dataset.kind and not (self.outlines and dataset.source == "voc")
 
 
 PROTOCOLS = {
@@ -28,7 +34,7 @@ PROTOCOLS = {
     "seg_linear": ProtocolInfo("pipeline.evaluate.seg_linear:run", "segmentation"),
     "seg_fpn": ProtocolInfo("pipeline.evaluate.seg_fpn:run", "segmentation"),
     "detect": ProtocolInfo("pipeline.evaluate.detection:run", "detection"),
-    "detect_masks": ProtocolInfo("pipeline.evaluate.detection:run_masks", "detection"),
+    "detect_masks": ProtocolInfo("pipeline.evaluate.detection:run_masks", "detection", outlines=True),
 }
 PROTOCOL_NAMES = tuple(PROTOCOLS)
 

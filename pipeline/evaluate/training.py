@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -85,7 +86,8 @@ def train(
             keys = sample_keys(
                 torch.from_numpy(problem.train.rows[chosen] + (epoch << 32)), seed=problem.seed
             )
-            loss = loss_of(batch, keys, chosen)
+            with _of_one_image(settings.batch_size):
+                loss = loss_of(batch, keys, chosen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if clip_grad is not None:
@@ -117,6 +119,20 @@ def train(
             break
     net.load_state_dict(best)
     return Trained(best_val, best_epoch, log, seen)
+
+
+@contextmanager
+def _of_one_image(batch_size: int) -> Iterator[None]:
+    """Turn torch's error at batch normalisation of a single value into one line."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"finetune.batch_size {batch_size}: at this image size batch normalisation has a single value a"
+            " channel, and needs two; raise batch_size or image_size"
+        ) from None
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

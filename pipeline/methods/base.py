@@ -155,11 +155,12 @@ class OneNet(Method):
 class Search(Method):
     """Base of what trains several values of an option side by side, to see which is best."""
 
-    def rank(self, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
+    def rank(self, batches: Iterable[Tensor], progress: Progress) -> list[dict[str, Any]]:
         """Judge the candidates, the best first. Called in eval mode, on rank 0 alone.
 
         Args:
             batches: held-out images, each (B, 3, image_size, image_size) in [0, 1].
+            progress: where the training ended.
 
         Returns:
             For each ``candidate`` (the option's value) the numbers it was judged by.

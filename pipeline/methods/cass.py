@@ -84,6 +84,7 @@ class CrossArchitecture(Method):
         if options["teacher"]:
             self.teachers = slow_copy(self.nets)
             self.teacher_heads = slow_copy(self.heads)
+            self.teacher_auxiliaries = slow_copy(self.auxiliaries)
 
     @property
     def views(self) -> list[View]:
@@ -113,6 +114,7 @@ class CrossArchitecture(Method):
             momentum = cosine_momentum(self.options["momentum"], progress)
             follow(self.teachers, self.nets, momentum)
             follow(self.teacher_heads, self.heads, momentum)
+            follow(self.teacher_auxiliaries, self.auxiliaries, momentum)
 
     def exported(self) -> dict[str, Net]:
         if not self.options["teacher"]:
@@ -123,15 +125,34 @@ class CrossArchitecture(Method):
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         return {arch: self._vector(arch, images).float() for arch in ARCHS}
 
-    def _net(self, arch: str) -> Net:
-        net = self.nets[arch]
+    def _vector(self, arch: str, images: Tensor, *, slow: bool = False) -> Tensor:
+        """What a net, or its slow copy, says of images of any size: (B, D)."""
+        net = (self.teachers if slow else self.nets)[arch]
         assert isinstance(net, Net)
-        return net
-
-    def _vector(self, arch: str, images: Tensor) -> Tensor:
         if self.options["head"] == "logits":
-            return self._net(arch).logits(images)
-        return self.heads[arch](self._net(arch).features(images))
+            return net.logits(images)
+        return (self.teacher_heads if slow else self.heads)[arch](net.features(images))
+
+    def _whole(
+        self, arch: str, images: Tensor, *, slow: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """What a net and its auxiliary head, or their slow copies, say of whole views.
+
+        Returns:
+            (B, D) float32 by name, and the net's last map (B, C, h, w) where it was read.
+        """
+        if not self.auxiliaries and (slow or self.patches is None):
+            return {arch: self._vector(arch, images, slow=slow).float()}, None
+        net = (self.teachers if slow else self.nets)[arch]
+        assert isinstance(net, Net)
+        heads = self.teacher_heads if slow else self.heads
+        features, last = net.features_and_map(images)
+        outs = {arch: heads[arch](features)}
+        if self.auxiliaries:
+            auxiliary = (self.teacher_auxiliaries if slow else self.auxiliaries)[arch]
+            _, pooled = auxiliary(last.flatten(2).transpose(1, 2), *last.shape[2:])
+            outs[f"{arch}_auxiliary"] = heads[f"{arch}_auxiliary"](pooled)
+        return {name: out.float() for name, out in outs.items()}, last
 
     def _vectors(self, views: list[Tensor]) -> tuple[dict[Slot, Tensor], dict[str, Tensor]]:
         """A (B, D) float32 tensor for every net and view that a pair needs; one forward pass a net and size.
@@ -144,19 +165,11 @@ class CrossArchitecture(Method):
         for arch in ARCHS:
             numbers = [view for a, view in needed if a == arch]
             whole, local = [n for n in numbers if n < 2], [n for n in numbers if n >= 2]
-            images = torch.cat([views[n] for n in whole])
-            outs = {}
-            if self.patches is None and not self.auxiliaries:
-                outs[arch] = self._vector(arch, images)
-            else:
-                features, maps[arch] = self._net(arch).features_and_map(images)
-                outs[arch] = self.heads[arch](features)
-            if self.auxiliaries:
-                tokens = maps[arch].flatten(2).transpose(1, 2)
-                _, pooled = self.auxiliaries[arch](tokens, *maps[arch].shape[2:])
-                outs[f"{arch}_auxiliary"] = self.heads[f"{arch}_auxiliary"](pooled)
+            outs, last = self._whole(arch, torch.cat([views[n] for n in whole]))
+            if last is not None:
+                maps[arch] = last
             for name, out in outs.items():
-                vectors |= {(name, n): part for n, part in zip(whole, out.float().chunk(len(whole)))}
+                vectors |= {(name, n): part for n, part in zip(whole, out.chunk(len(whole)))}
             if local:
                 out = self._vector(arch, torch.cat([views[n] for n in local])).float()
                 vectors |= {(arch, n): part for n, part in zip(local, out.chunk(len(local)))}
@@ -169,12 +182,10 @@ class CrossArchitecture(Method):
         """The teachers' vectors of the whole views."""
         targets: dict[Slot, Tensor] = {}
         whole = views[: self.options["views"]]
-        for arch, net in self.teachers.items():
-            assert isinstance(net, Net)
-            images = torch.cat(whole)
-            projected = self.options["head"] == "projector"
-            out = self.teacher_heads[arch](net.features(images)) if projected else net.logits(images)
-            targets |= {(arch, n): part for n, part in enumerate(out.float().chunk(len(whole)))}
+        for arch in ARCHS:
+            outs, _ = self._whole(arch, torch.cat(whole), slow=True)
+            for name, out in outs.items():
+                targets |= {(name, n): part for n, part in enumerate(out.chunk(len(whole)))}
         if self.options["regulariser"] in GATHERED:
             targets = dict(zip(targets, gather(*targets.values())))
         return targets
@@ -231,12 +242,18 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
         pairs += [((arch, 0), (arch, 1)) for arch in ARCHS]
     if options["auxiliary"]:
         pairs += [((arch, n), (f"{arch}_auxiliary", 1 - n)) for arch in ARCHS for n in (0, 1)]
+    # A small crop has no teacher's vector: where only one net learns, its own small crops are what can.
+    one_way = options["cross_gradient"] if options["teacher"] else "both"
     for local in range(2, 2 + options["n_local"]):
-        whole = local % 2
-        if across:
-            pairs += [(("cnn", local), ("vit", whole)), (("vit", local), ("cnn", whole))]
+        whole = {arch: local % 2 for arch in ARCHS}
+        if not alone and not options["symmetric"]:
+            whole = {"cnn": 0, "vit": 1}  # each net sees but one
+        if across and one_way in ("both", "cnn"):
+            pairs.append((("cnn", local), ("vit", whole["vit"])))
+        if across and one_way in ("both", "vit"):
+            pairs.append((("vit", local), ("cnn", whole["cnn"])))
         if alone:
-            pairs += [((arch, local), (arch, whole)) for arch in ARCHS]
+            pairs += [((arch, local), (arch, whole[arch])) for arch in ARCHS]
     return pairs
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.methods.base import Search
+from pipeline.methods.base import Progress, Search
 from pipeline.methods.dino import cross_entropy
 from pipeline.methods.hssl import Hssl
 from pipeline.methods.similarity import LinearCka
@@ -27,11 +27,12 @@ class HsslSearch(Hssl, Search):
         return list(self.options["candidates"])
 
     @torch.no_grad()
-    def rank(self, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
+    def rank(self, batches: Iterable[Tensor], progress: Progress) -> list[dict[str, Any]]:
         """Compare each candidate with the base on held-out images, of which each is seen whole and as it is.
 
         Args:
             batches: (B, 3, image_size, image_size) in [0, 1].
+            progress: where the training ended; the teacher's temperature is the one it had there.
 
         Returns:
             For each candidate ``candidate`` (its kind); ``discrepancy``, the mean over images of H(head's,
@@ -48,7 +49,7 @@ class HsslSearch(Hssl, Search):
             net, towers = self.teacher, self.teacher_towers
         totals = {kind: torch.zeros(2, dtype=torch.float64) for kind in self.kinds}
         alike = {kind: LinearCka() for kind in self.kinds}
-        count = 0
+        temperature, count = self.teacher_temperature(progress), 0
         for images in batches:
             images = images.to(next(net.parameters()).device)
             taught, learnt = towers.read(net, images), self.towers.read(self.backbone, images)
@@ -57,7 +58,10 @@ class HsslSearch(Hssl, Search):
             base, learner = towers.base(taught), self.towers.base(learnt)
             for number, kind in enumerate(self.kinds):
                 sides = torch.stack(
-                    [self._differ(targets[kind], side, number).sum() for side in (base, learner, own[kind])]
+                    [
+                        self._differ(targets[kind], side, number, temperature).sum()
+                        for side in (base, learner, own[kind])
+                    ]
                 ).cpu()
                 totals[kind] += torch.stack([sides[0], (sides[1] + sides[2]) / 2])
                 alike[kind].add(taught.features, pooled[kind])
@@ -75,8 +79,8 @@ class HsslSearch(Hssl, Search):
         ]
         return sorted(ranking, key=lambda row: (-row["discrepancy"], -row["cka_distance"]))
 
-    def _differ(self, target: Tensor, output: Tensor, number: int) -> Tensor:
-        """(B,) float64, of (B, D) each; ``number`` of the candidate."""
+    def _differ(self, target: Tensor, output: Tensor, number: int, temperature: float) -> Tensor:
+        """(B,) float64, of (B, D) each; ``number`` of the candidate, the teacher's ``temperature``."""
         if not self.towers.has_prototypes:
             return 2 - 2 * F.cosine_similarity(target.double(), output.double(), dim=1)
         return cross_entropy(
@@ -84,5 +88,5 @@ class HsslSearch(Hssl, Search):
             output.double(),
             centre=self.centres[number],
             student_temperature=self.options["student_temperature"],
-            teacher_temperature=self.options["teacher_temperature"],
+            teacher_temperature=temperature,
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from pipeline.typed import Typed
+
+Width = Annotated[int, Field(ge=1)]
 
 
-class Options(BaseModel):
+class Options(Typed):
     """Options of one method: unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
@@ -44,7 +48,7 @@ class CrossArchitectureOptions(Options):
     covariance: float = Field(1, ge=0)
 
     @model_validator(mode="after")
-    def _self_pairs_need_two_views(self) -> CrossArchitectureOptions:
+    def _goes_together(self) -> CrossArchitectureOptions:
         if self.pairs != "cross" and self.views == 1:
             raise ValueError(f"pairs '{self.pairs}' needs views 2: a net agrees with itself across two views")
         if self.auxiliary and (self.views == 1 or self.head == "logits"):
@@ -55,6 +59,25 @@ class CrossArchitectureOptions(Options):
             raise ValueError("n_local needs views 2: small crops are compared with two whole views")
         if self.teacher and self.regulariser in ("variance_covariance", "stop_gradient"):
             raise ValueError(f"teacher goes with infonce, nt_xent or none, not with {self.regulariser}")
+        if self.auxiliary and self.regulariser == "stop_gradient":
+            raise ValueError("auxiliary does not go with stop_gradient: its heads have no predictors")
+        if self.patch_weight and self.head == "logits":
+            raise ValueError("patch_weight needs head projector: logits have no places")
+        if self.patch_weight and self.views == 2 and self.pairs == "cross" and not self.symmetric:
+            raise ValueError(
+                "patch_weight compares places of the same views: it needs symmetric, or pairs cross+self"
+            )
+        if self.cross_gradient != "both" and self.pairs == "self":
+            raise ValueError(
+                f"cross_gradient '{self.cross_gradient}' needs pairs cross or cross+self: with pairs 'self'"
+                " there is nothing to learn from the other"
+            )
+        if self.cross_gradient != "both" and self.pairs == "cross" and not self.auxiliary:
+            other = {"cnn": "vit", "vit": "cnn"}[self.cross_gradient]
+            raise ValueError(
+                f"cross_gradient '{self.cross_gradient}' needs pairs cross+self, or auxiliary: the {other}"
+                " would learn from nothing"
+            )
         return self
 
 
@@ -160,7 +183,7 @@ class SimclrOptions(Options):
     pretext_weight: float = Field(0.3, ge=0)  # of its loss
     pretext_start_epochs: float = Field(40, ge=0)  # its weight is 0 for so many epochs …
     pretext_start_share: float = Field(0.4, ge=0, le=1)  # … or for this share of the training, if it is less
-    pretext_hidden: list[int] | None = Field(None, min_length=2, max_length=2)  # None: as published
+    pretext_hidden: list[Width] | None = Field(None, min_length=2, max_length=2)  # None: as published
     pretext_dropout: float = Field(0.5, ge=0, lt=1)
     jigsaw_permutations: int = Field(35, ge=2, le=1000)  # orders of the tiles to tell apart
 

@@ -25,6 +25,14 @@ from pipeline.methods.options import (
 from pipeline.specs import Architecture, Backbone
 
 
+class OptionError(UserError):
+    """An option is unknown or has a wrong value; ``option`` is its name, None where several do not agree."""
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 @dataclass(frozen=True)
 class MethodInfo:
     """What the planner and the training loop must know about a method without importing it.
@@ -193,11 +201,12 @@ def resolve_options(name: str, given: dict[str, Any] | None = None) -> dict[str,
     for option in given:
         if option not in known:
             hint = nearest(option, known) or (f" (it has {', '.join(known)})" if known else " (it has none)")
-            raise UserError(f"method {name}: unknown option '{option}'{hint}")
+            raise OptionError(f"method {name}: unknown option '{option}'{hint}", option)
     try:
         return info.options.model_validate(info.preset | given).model_dump()
     except ValidationError as error:
-        raise UserError(_one_line(name, error)) from None
+        where = error.errors()[0]["loc"]
+        raise OptionError(_one_line(name, error), str(where[0]) if where else None) from None
 
 
 def searched_option(options: dict[str, Any]) -> str | None:

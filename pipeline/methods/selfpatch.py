@@ -20,6 +20,7 @@ from pipeline.methods.base import Progress, cosine_momentum, follow, slow_copy
 from pipeline.methods.chunked import chunked_mean
 from pipeline.methods.dino import Dino, Seen, by_size, make_head
 from pipeline.methods.neighbours import most_similar, window
+from pipeline.nets.architectures import PLAIN_VIT
 from pipeline.nets.backbone import Net
 from pipeline.nets.class_attention import ClassAttention
 
@@ -139,8 +140,7 @@ def _check_backbone(net: Net) -> None:
     plain = all(hasattr(inner, name) for name in ("blocks", "norm", "fc_norm", "forward_intermediates"))
     if not plain or not hasattr(inner.blocks[0].attn, "num_heads"):
         raise UserError(
-            f"backbone '{net.name}': selfpatch needs a plain vision transformer, whose tokens are one grid of"
-            " patches, such as vit_small_patch16_224"
+            f"backbone '{net.name}': selfpatch needs one grid of patch tokens: expected {PLAIN_VIT}"
         )
     if net.args.get("patch_drop_rate"):
         raise UserError(

@@ -10,6 +10,8 @@ import pipeline.nets.scatnet  # noqa: F401 — registers its models with timm
 from pipeline.errors import UserError, nearest
 from pipeline.specs import Architecture
 
+PLAIN_VIT = "a plain vision transformer, such as vit_small_patch16_224 or deit3_small_patch16_224"
+
 # timm source files (one a family) whose models mix tokens by attention throughout.
 _VIT_FAMILIES = frozenset(
     """

@@ -29,6 +29,14 @@ from pipeline.specs import Architecture, Backbone
 HALF = (0.5, 0.5, 0.5)  # mean and std for random weights: pixels in [-1, 1]
 
 
+class UnknownArg(UserError):
+    """A timm model does not take an argument; ``arg`` is its name, where timm says it."""
+
+    def __init__(self, message: str, arg: str | None = None) -> None:
+        super().__init__(message)
+        self.arg = arg
+
+
 class Net(nn.Module):
     """A timm model that takes images in [0, 1] and normalises them with its own mean and std.
 
@@ -190,7 +198,7 @@ def create_backbone(
     if spec.weights != "random":
         mean, std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
     if spec.weights not in ("random", "imagenet"):
-        load_file(net, spec.weights, name=spec.name)
+        load_file(net, spec.weights, name=spec.name, args=args)
         mean, std = file_normalisation(spec.weights) or (mean, std)
     return Net(net, arch=arch, name=spec.name, args=args, image_size=image_size, mean=mean, std=std)
 
@@ -223,9 +231,9 @@ def build_timm(
                 net = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **full)
             return net, full
         except TypeError as error:
-            refused = next((key for key in way if f"'{key}'" in str(error)), None)
+            refused = next((key for key in full if f"'{key}'" in str(error)), None)
             if refused is None or refused in args:
-                raise UserError(f"backbone '{name}' does not take these args: {error}") from None
+                raise UnknownArg(f"backbone '{name}' does not take these args: {error}", refused) from None
         except Exception as error:
             raise imagenet_refusal(name, args, error, pretrained=pretrained) from error
     raise AssertionError("the last way passes no size")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.nets.architectures import PLAIN_VIT
 from pipeline.nets.backbone import Net
 
 
@@ -87,7 +88,7 @@ def check_maskable(net: Net) -> None:
     if not found or last is None or last.shape[2] != net.num_features:
         raise UserError(
             f"backbone '{net.name}' has no patch embeddings that could be masked and found again in its last"
-            " block: expected a plain vision transformer, such as vit_small_patch16_224"
+            f" block: expected {PLAIN_VIT}"
         )
 
 

@@ -70,6 +70,9 @@ class Scattering(nn.Module):
                 f"scattering with J {self.J} needs images of {2**self.J} pixels or more,"
                 f" got {height} x {width}"
             )
+        if images.is_meta:  # shapes alone, and no autocast to switch off
+            shape = len(images), images.shape[1] * self.channels, height >> self.J, width >> self.J
+            return images.new_empty(shape, dtype=torch.float32)
         with torch.autocast(images.device.type, enabled=False), _exact_products():
             bank = _bank(height, width, self.J, self.L, images.device)
             planes = images.float().flatten(0, 1)[:, bank.rows][:, :, bank.columns]

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # timm's names
+ANY_SIZE = ("img_size", "dynamic_img_size", "num_classes")  # args that may differ from those of the weights
 _WRAPPERS = (
     "state_dict",
     "model",
@@ -73,7 +74,7 @@ def quiet_hub() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def load_file(net: Any, path: str | Path, *, name: str) -> None:
+def load_file(net: Any, path: str | Path, *, name: str, args: dict[str, Any] | None = None) -> None:
     """Load a state dict into a timm model; a classifier with other classes is left at its initial weights.
 
     Weights that do not fit as they are go through timm's own filter for the model's family, which
@@ -83,9 +84,11 @@ def load_file(net: Any, path: str | Path, *, name: str) -> None:
         net: the timm model, changed in place.
         path: a ``.safetensors`` or torch file, or a folder that holds ``model.safetensors``.
         name: the backbone's name, for messages.
+        args: that timm built the model with, for messages too; None: those of the folder itself.
 
     Raises:
-        UserError: no such file, not readable as weights, or weights of another model.
+        UserError: no such file, not readable as weights, or weights of another model; of an exported folder
+            with what it was built with.
     """
     state = _without_other_classifier(_read_state(weights_file(path, name=name)), net)
     problem = _difference(state, net)
@@ -98,8 +101,32 @@ def load_file(net: Any, path: str | Path, *, name: str) -> None:
         else:
             problem = _difference(state, net)
     if problem:
+        if args is not None:
+            problem = _built_otherwise(Path(path), name, args) or problem
         raise UserError(f"weights '{path}' do not fit backbone '{name}': {problem}")
     net.load_state_dict(state, strict=False)
+
+
+def _built_otherwise(folder: Path, name: str, args: dict[str, Any]) -> str:
+    """How an exported folder's net differs from the backbone, in words; empty where nothing says so."""
+    if not (folder / CONFIG).is_file():
+        return ""
+    config = read_config(folder)
+    own = {key: value for key, value in config.get("model_args", {}).items() if key not in ANY_SIZE}
+    asked = {key: value for key, value in args.items() if key not in ANY_SIZE}
+    said = []
+    if config["architecture"] != name.partition(".")[0]:
+        said.append(f"they are of a {config['architecture']}")
+    if other := {key: value for key, value in own.items() if key not in asked or asked[key] != value}:
+        said.append(f"their net was built with args {shown(other)}")
+    if more := {key: value for key, value in asked.items() if key not in own}:
+        said.append(f"their net was built without args {shown(more)}")
+    return " and ".join(said) + "; give this one the same" if said else ""
+
+
+def shown(args: dict[str, Any]) -> str:
+    """A net's args as an experiment file has them."""
+    return "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in args.items()) + "}"
 
 
 def file_normalisation(path: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

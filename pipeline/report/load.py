@@ -205,11 +205,7 @@ def sample_groups(folder: Path) -> np.ndarray | None:
 def _labels_of(dataset: Dataset, entry: Entry) -> str:
     """Which labels a data set has, a key of ``METRICS_OF``: its shards say it, else its description."""
     said = None if entry.receipt is None else entry.receipt.metrics.get("task")
-    if said is not None:
-        return said
-    if dataset.kind != "classification":
-        return dataset.kind
-    return "multilabel" if len(dataset.label_columns) > 1 or dataset.label_separator else "multiclass"
+    return said or dataset.labels
 
 
 def _compared(metric: str, task: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ NAN = float("nan")
 SEARCH_IDENTITY = ["dataset", "method", "backbone", "arch", "seed"]
 CANDIDATE = ["rank", "candidate", "discrepancy", "cka_distance", "loss", "chosen"]
 FAMILY = ["dataset", "arch", "protocol"]  # p-values of gains.csv are adjusted over the rows that share these
+ONE_PRETRAINING = "all seeds share one pretraining: no p-value, and an interval without its variance"
 
 
 def summary_table(collected: Collected, found: Bootstrap) -> pd.DataFrame:
@@ -66,7 +67,8 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
     base_of = dict(pairs(collected, settings).tolist())
     of_cells = cells(results)
     rows = []
-    differences = []
+    differences: list[np.ndarray] = []
+    untested: list[bool] = []
     for number, (row, cell) in enumerate(zip(_identities(results, of_cells), of_cells)):
         if row["method"] == settings.baseline:
             continue
@@ -75,6 +77,7 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
         row |= {"baseline": settings.baseline, "metric": collected.compared[row["dataset"]], "n": len(mine)}
         if mine:
             row["note"] = _caveats(collected.backbones, row, [pretrainings[mine], pretrainings[base]])
+            untested.append(ONE_PRETRAINING in row["note"])
             differences.append(values[mine] - values[base])
             row["gain"], row["gain_std"] = mean_std(differences[-1])
             row["method_mean"], row["baseline_mean"] = values[mine].mean(), values[base].mean()
@@ -85,10 +88,11 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
         else:
             row["note"] = "no seed on which both the method and the baseline are done"
         rows.append(row)
-    tested = iter(paired_ts(differences))
+    tested = iter(zip(paired_ts(differences), untested, strict=True))
     for row in rows:
         if row["n"]:
-            row["p_value"], note = next(tested)
+            (p_value, note), without_test = next(tested)
+            row["p_value"] = NAN if without_test else p_value
             row["note"] = "; ".join(filter(None, [note, *row["note"]]))
     table = pd.DataFrame(rows, columns=columns)
     table["p_value"] = table["p_value"].astype("float64")
@@ -107,7 +111,7 @@ def _caveats(
     mine, base = (backbones.get((row["dataset"], row[name], row["arch"])) for name in ("method", "baseline"))
     caveats = []
     if any(len(each) > 1 and len(set(each)) == 1 and each[0] for each in keys):
-        caveats.append("all seeds share one pretraining, whose variance is not in this")
+        caveats.append(ONE_PRETRAINING)
     if mine and base and not mine.is_same_net(base):
         caveats.append("another backbone than the baseline's")
     return caveats

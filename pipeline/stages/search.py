@@ -19,13 +19,14 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from pipeline.data.images import ImageSet
+from pipeline.methods.base import Progress
 from pipeline.methods.load import load_search
 from pipeline.methods.registry import searched_option
 from pipeline.specs import SearchSpec
 from pipeline.stages.training import batch_warnings, make_nets, read_images, train, train_images
 from pipeline.stages.work import Outcome, Work
 from pipeline.train.distributed import World, join, peak_memory
-from pipeline.train.loop import autocast
+from pipeline.train.loop import Trained, autocast
 from pipeline.train.probe import HEALTH_IMAGES, evenly, plain
 from shards import Index
 
@@ -48,7 +49,7 @@ def run(work: Work) -> Outcome:
         ranking = []
         if world.is_first:
             with autocast(spec.train, world)():
-                ranking = method.eval().rank(_held_out(index, images, spec, world))
+                ranking = method.eval().rank(_held_out(index, images, spec, world), _end(trained, spec))
         return Outcome(
             metrics={
                 "decides": searched_option(spec.options),
@@ -65,6 +66,17 @@ def run(work: Work) -> Outcome:
             peak_memory_bytes=peak_memory(world),
             discard=("checkpoints",),
         )
+
+
+def _end(trained: Trained, spec: SearchSpec) -> Progress:
+    epochs = spec.train.epochs
+    return Progress(
+        step=trained.steps,
+        steps=trained.steps,
+        epoch=epochs,
+        epochs=epochs,
+        steps_per_epoch=max(1, round(trained.steps / epochs)),
+    )
 
 
 def _held_out(index: Index, images: ImageSet, spec: SearchSpec, world: World) -> Iterator[Tensor]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import shards
+from pipeline.errors import UserError
 from pipeline.manifest import Task
 from pipeline.specs import FOR_SOURCES, Dataset, ShardSpec
 from pipeline.stages.work import Outcome, Work
-from shards.sources import SPLITS
+from shards.boxes import Instances
+from shards.sources import SPLITS, Listing
 
 
 def run(work: Work) -> Outcome:
@@ -72,11 +75,16 @@ def source_of(dataset: Dataset) -> shards.Source:
     )
 
 
-def check_source(task: Task) -> None:
+def check_source(task: Task, *, outlined: str | None = None) -> None:
     """List the source without reading an image, to refuse a missing folder, file, column or class early.
+
+    Args:
+        task: of this stage.
+        outlined: a protocol that needs the outlines of objects, where one is to run on this data set.
 
     Raises:
         shards.InputError: as ``run`` would, but for what only the images' bytes tell.
+        UserError: outlines are needed, and no object has one.
     """
     dataset = ShardSpec.model_validate(task.spec).dataset
     source = source_of(dataset)
@@ -84,4 +92,19 @@ def check_source(task: Task) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise shards.InputError(f"no folder {folder} (unlabelled images)")
-    source.listing(exclude=folders)
+    listing = source.listing(exclude=folders)
+    if outlined is not None:
+        _check_outlines(listing, dataset.name, outlined)
+
+
+def _check_outlines(listing: Listing, dataset: str, protocol: str) -> None:
+    """Refuse a data set whose objects are all without an outline, and say where some are."""
+    known = [sample.annotation for sample in listing.samples if isinstance(sample.annotation, Instances)]
+    objects = [one for instances in known for one in instances.found]
+    lacking = sum(one.segment is None for one in objects)
+    if not lacking:
+        return
+    said = f"{protocol} needs the outline of every object, and {lacking} of the {len(objects)} of {dataset}"
+    if lacking == len(objects):
+        raise UserError(f"finetune.protocols: {said} have none; the protocol detect needs boxes only")
+    print(f"warning: {said} have none: it fails on the images that show one", file=sys.stderr)

@@ -12,7 +12,10 @@ from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
 from pipeline.errors import UserError
 from pipeline.methods.base import Method
-from pipeline.nets.backbone import Net, create_backbone
+from pipeline.methods.registry import method_info
+from pipeline.nets.architectures import PLAIN_VIT
+from pipeline.nets.backbone import Net, UnknownArg, create_backbone
+from pipeline.nets.weights import shown
 from pipeline.specs import PretrainSpec
 from pipeline.stages.work import Interrupted, Work
 from pipeline.train.distributed import World
@@ -21,11 +24,25 @@ from shards import Index
 
 
 def make_nets(spec: PretrainSpec) -> dict[str, Net]:
-    """The backbones with their initial weights, by architecture."""
-    return {
-        arch: create_backbone(backbone, spec.train.image_size, seed=spec.seed, arch=arch)
-        for arch, backbone in spec.backbones.items()
-    }
+    """The backbones with their initial weights, by architecture.
+
+    Raises:
+        UserError: what :func:`create_backbone` refuses; where it is timm arguments of the method's own, which
+            the experiment may not name, in the method's name.
+    """
+    nets: dict[str, Net] = {}
+    for arch, backbone in spec.backbones.items():
+        own = method_info(spec.method).args.get(arch, {})
+        try:
+            nets[arch] = create_backbone(backbone, spec.train.image_size, seed=spec.seed, arch=arch)
+        except UnknownArg as error:
+            if error.arg not in own:
+                raise
+            raise UserError(
+                f"backbone '{backbone.name}' does not take the args {shown(own)} that {spec.method} gives its"
+                f" nets: expected {PLAIN_VIT}"
+            ) from None
+    return nets
 
 
 def train_images(index: Index, spec: PretrainSpec, world: World) -> ImageSet:

@@ -204,7 +204,7 @@ class Loop:
         self._refuse_broken(self.boundary.settle())
 
     def _rehearse(self, batch: Batch) -> None:
-        """Once: the first passes again, forward and backward, which leave nothing but DDP's order of gradients.
+        """Once, the first passes again: they leave nothing behind but DDP's order of gradients.
 
         DDP lays its buckets out anew after its first steps, in the order in which gradients came. Where more
         than two ranks add up, a gradient's place decides in which order that is: a resumed training would

@@ -165,6 +165,7 @@ def test_status_of_what_was_never_launched(launch):
     [
         (["dataset.root=/nowhere"], ["/nowhere", "does not exist"]),
         (["dataset.classes=[cat, bird]"], ["'dog'", "not in the list"]),
+        (["dataset.classes=[cat, dog, bird]"], ["class 'bird' has no folder in", "'cat', 'dog'"]),
         (["dataset.classes=[cat, dog, dog]"], ["'dog'", "twice"]),
         (["dataset.source=csv", "dataset.csv=none.csv"], ["none.csv", "does not exist"]),
         (["dataset.source=csv", "dataset.path_column=pth"], ["'pth'", "did you mean 'path'"]),

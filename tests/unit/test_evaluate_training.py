@@ -66,3 +66,24 @@ def test_gradients_are_no_longer_than_they_may_be(tmp_path: Path) -> None:
             clip_grad=limit,
         )
         assert before - net.weight.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_batch_of_one_image_that_batch_normalisation_cannot_take_is_one_line(tmp_path: Path) -> None:
+    problem, data = small(tmp_path, epochs=1, batch_size=1)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    with pytest.raises(UserError, match=r"finetune\.batch_size 1: .*raise batch_size or image_size"):
+        train(
+            problem,
+            net,
+            **data,
+            loss_of=lambda batch, keys, chosen: net(batch.float()).sum(),
+            validate=lambda: (None, {}, 0.0),
+        )
+    with pytest.raises(ValueError, match="something else"):
+        train(
+            problem,
+            net,
+            **data,
+            loss_of=lambda batch, keys, chosen: (_ for _ in ()).throw(ValueError("something else")),
+            validate=lambda: (None, {}, 0.0),
+        )

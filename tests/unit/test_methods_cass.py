@@ -1,5 +1,8 @@
 """Cross-architecture methods: what is compared, who gets the gradient, what stands against collapse."""
 
+import copy
+import random
+
 import pytest
 import torch
 
@@ -142,8 +145,12 @@ def gradient_of(net):
 @pytest.mark.parametrize(("learner", "other"), [("cnn", "vit"), ("vit", "cnn")])
 @pytest.mark.parametrize("teacher", [False, True])
 def test_cross_gradient_lets_only_one_net_learn_from_the_other(learner, other, teacher):
-    method = make("cass_nce", pairs="cross", cross_gradient=learner, teacher=teacher)
-    method(images(6, 2), START)["loss"].backward()
+    method = make("cass_nce", cross_gradient=learner, teacher=teacher)
+    views = images(6, 2)
+    vectors, _ = method._vectors(views)
+    targets = method._targets(views) if teacher else vectors
+    for pair in [(("cnn", 0), ("vit", 1)), (("cnn", 1), ("vit", 0))]:
+        method._pair_loss(pair, vectors, targets).backward(retain_graph=True)
     assert gradient_of(method.nets[learner]) > 0
     assert gradient_of(method.nets[other]) == 0
 
@@ -196,6 +203,18 @@ def test_small_crops_are_compared_with_one_whole_view_each():
         assert a[1] == number and b[1] == number % 2
     views = images(6, 2) + [v[:, :, :16, :16].contiguous() for v in images(6, 2)]
     assert method(views, START)["loss"].isfinite()
+
+
+def test_with_one_view_order_each_net_sees_one_whole_view_and_the_small_crops():
+    """A small crop is compared with the only whole view that the other net sees."""
+    method = make("cass_nce", pairs="cross", symmetric=False, n_local=2, local_size=16)
+    assert set(method.pairs) == {
+        (("cnn", 0), ("vit", 1)),
+        *((("cnn", crop), ("vit", 1)) for crop in (2, 3)),
+        *((("vit", crop), ("cnn", 0)) for crop in (2, 3)),
+    }
+    vectors, _ = method._vectors([torch.rand(4, 3, view.size, view.size) for view in method.views])
+    assert sorted(vectors) == [("cnn", 0), ("cnn", 2), ("cnn", 3), ("vit", 1), ("vit", 2), ("vit", 3)]
 
 
 def test_small_crops_need_two_whole_views():
@@ -270,3 +289,81 @@ def test_auxiliary_heads_are_of_the_other_architecture_and_their_loss_reaches_th
 def test_auxiliary_heads_need_a_projector():
     with pytest.raises(UserError, match="auxiliary needs views 2 and head projector"):
         resolve_options("cass", {"auxiliary": True})
+
+
+def test_a_net_learns_from_its_heads_slow_copy_and_the_head_from_the_nets():
+    """With teachers, and as without them: what the other architecture sees must reach the net."""
+    method = make("cass_nce", pairs="self", teacher=True, auxiliary=True)
+    views = images(6, 2)
+    for parameter in [*method.auxiliaries.parameters(), *method.heads["cnn_auxiliary"].parameters()]:
+        parameter.data += 0.1  # the student's: not what its slow copy says
+    vectors, _ = method._vectors(views)
+    vectors = {slot: vector.detach().requires_grad_() for slot, vector in vectors.items()}
+    targets = method._targets(views)
+    pair = (("cnn", 0), ("cnn_auxiliary", 1))
+    assert pair in method.pairs
+    loss = method._pair_loss(pair, vectors, targets)
+    terms = [info_nce(vectors[one], targets[other], temperature=0.2) for one, other in (pair, pair[::-1])]
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-6)
+    loss.backward()
+    assert all(vectors[slot].grad.abs().sum() > 0 for slot in pair)
+    slow = {name: value.clone() for name, value in method.teacher_auxiliaries.state_dict().items()}
+    method.after_step(START)
+    assert any(
+        not torch.equal(value, slow[n]) for n, value in method.teacher_auxiliaries.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("cass", {"patch_weight": 0.5}, "patch_weight needs head projector"),
+        ("cass", {"patch_weight": 0.5, "views": 2}, "patch_weight needs head projector"),
+        ("cass_nce", {"patch_weight": 0.5, "pairs": "cross", "symmetric": False}, "the same views"),
+        ("cass_vc", {"regulariser": "stop_gradient", "auxiliary": True}, "auxiliary does not go with"),
+        ("cass_nce", {"pairs": "cross", "cross_gradient": "vit"}, "the cnn would learn from nothing"),
+        ("cass_nce", {"pairs": "self", "cross_gradient": "vit"}, "there is nothing to learn from the other"),
+        ("cass", {"cross_gradient": "cnn"}, "the vit would learn from nothing"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(name, given, message):
+    with pytest.raises(UserError, match=message):
+        resolve_options(name, given)
+
+
+CHOICES = {
+    "views": [1, 2],
+    "head": ["logits", "projector"],
+    "pairs": ["cross", "cross+self", "self"],
+    "symmetric": [True, False],
+    "cross_gradient": ["both", "vit"],
+    "n_local": [0, 1, 2],
+    "auxiliary": [False, True],
+    "teacher": [False, True],
+    "patch_weight": [0, 0.5],
+    "regulariser": ["none", "variance_covariance", "infonce", "nt_xent", "stop_gradient"],
+}
+
+
+def test_whatever_is_accepted_trains_and_everything_in_it_learns():
+    """A sample of all combinations: each is refused before a net is built, or all its weights learn."""
+    draw = random.Random(0)
+    nets = {arch: create_backbone(spec, 32, seed=0, arch=arch) for arch, spec in (("cnn", CNN), ("vit", VIT))}
+    accepted = 0
+    for _ in range(400):
+        given = {name: draw.choice(values) for name, values in CHOICES.items()}
+        try:
+            options = resolve_options("cass", SMALL | given)
+        except UserError:
+            continue
+        accepted += 1
+        method = CrossArchitecture(copy.deepcopy(nets), options, image_size=32, seed=0)
+        views = [torch.rand(3, 3, view.size, view.size) for view in method.views]
+        method(views, START)["loss"].backward()
+        idle = {
+            name
+            for name, parameter in method.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        }
+        assert not idle, (given, idle)
+    assert accepted > 25

@@ -21,6 +21,7 @@ SPECS = {
 }
 SMALL = {"out_dim": 16, "hidden": 16, "bottleneck": 8, "head": "search"}
 STEP = Progress(step=0, steps=10, epoch=0.0, epochs=2.0, steps_per_epoch=5)
+END = Progress(step=10, steps=10, epoch=100.0, epochs=100.0, steps_per_epoch=1)
 IMAGES = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -80,12 +81,26 @@ def test_a_candidate_that_says_what_the_base_says_comes_last():
     outputs = {"base": base, "vit": base, "pool": base.roll(1, dims=1), "mixer": base + base.roll(1, dims=1)}
     features = {kind: torch.randn(12, 64) for kind in method.kinds}
     fixed(method, outputs, features)
-    ranking = method.rank([IMAGES])
+    ranking = method.rank([IMAGES], END)
     assert [row["candidate"] for row in ranking] == ["pool", "mixer", "vit"]
     other = torch.log_softmax(base[0] / 0.1, dim=0)
     assert ranking[0]["discrepancy"] == pytest.approx(-other[1].item(), rel=1e-4)  # all on the wrong one
     assert ranking[1]["discrepancy"] == pytest.approx(-other[:2].mean().item(), rel=1e-4)
     assert ranking[2]["discrepancy"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_teacher_is_as_warm_as_it_was_at_the_end_of_the_training():
+    def first(progress, **given):
+        method = make(candidates=["vit", "pool"], teacher_warmup_epochs=50, **given)
+        base = 2 * F.one_hot(torch.arange(12), 16).float()
+        outputs = {"base": base, "vit": base / 2, "pool": base.roll(1, dims=1)}
+        fixed(method, outputs, {kind: torch.randn(12, 64) for kind in method.kinds})
+        return [row["discrepancy"] for row in method.rank([IMAGES], progress)]
+
+    middle = Progress(step=10, steps=10, epoch=25.0, epochs=25.0, steps_per_epoch=1)
+    warming = first(middle, teacher_temperature_start=0.2, teacher_temperature=0.6)
+    assert warming == pytest.approx(first(END, teacher_temperature=0.4))
+    assert warming != pytest.approx(first(END, teacher_temperature=0.6))
 
 
 def test_of_equal_discrepancies_the_greater_cka_distance_comes_first():
@@ -98,7 +113,7 @@ def test_of_equal_discrepancies_the_greater_cka_distance_comes_first():
         {"base": base, "vit": base, "pool": base},
         {"vit": 3 * same, "pool": torch.randn(12, 64)},
     )
-    ranking = method.rank([IMAGES])
+    ranking = method.rank([IMAGES], END)
     assert [row["candidate"] for row in ranking] == ["pool", "vit"]
     assert ranking[0]["discrepancy"] == ranking[1]["discrepancy"]
     assert ranking[1]["cka_distance"] == pytest.approx(0, abs=1e-6) and ranking[0]["cka_distance"] > 0.01
@@ -109,14 +124,14 @@ def test_of_equal_discrepancies_the_greater_cka_distance_comes_first():
 )
 def test_ranking_does_not_depend_on_how_the_images_are_cut_into_batches(arch, host):
     method = make(arch, host=host)
-    whole = method.rank([IMAGES])
+    whole = method.rank([IMAGES], END)
     for sizes in ([5, 7], [1] * 12):
-        cut = method.rank(iter(IMAGES.split(sizes)))
+        cut = method.rank(iter(IMAGES.split(sizes)), END)
         assert [row["candidate"] for row in cut] == [row["candidate"] for row in whole]
         for one, other in zip(cut, whole):
             for name in ("discrepancy", "cka_distance", "loss"):
                 assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5)
-    assert method.rank([IMAGES]) == whole
+    assert method.rank([IMAGES], END) == whole
     assert all(set(row) == {"candidate", "discrepancy", "cka_distance", "loss"} for row in whole)
     assert [row["discrepancy"] for row in whole] == sorted((r["discrepancy"] for r in whole), reverse=True)
 
@@ -127,7 +142,7 @@ def test_loss_is_what_base_and_head_of_the_student_lose_to_the_teachers_head():
         last = method.towers.read(method.backbone, IMAGES)
         base, own = method.towers.base(last), method.towers.auxiliary(last)
         taught = method.teacher_towers.auxiliary(method.towers.read(method.teacher, IMAGES))
-    for row in method.rank([IMAGES]):
+    for row in method.rank([IMAGES], END):
         target = taught[row["candidate"]]
         terms = [2 - 2 * F.cosine_similarity(target, x) for x in (base, own[row["candidate"]])]
         assert row["loss"] == pytest.approx(torch.stack(terms).mean().item(), rel=1e-4)
@@ -136,7 +151,7 @@ def test_loss_is_what_base_and_head_of_the_student_lose_to_the_teachers_head():
 
 def test_without_images_there_is_no_ranking():
     with pytest.raises(UserError, match="no images to rank its candidates by"):
-        make(candidates=["vit", "pool"]).rank([])
+        make(candidates=["vit", "pool"]).rank([], END)
 
 
 def test_cka_is_that_of_the_centred_gram_matrices():

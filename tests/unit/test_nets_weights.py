@@ -105,6 +105,24 @@ def test_an_exported_folder_is_weights_too_with_the_mean_and_std_of_its_training
     assert torch.equal(net.features(images), first.features(images))
 
 
+def test_an_exported_folder_of_a_net_built_otherwise_says_how(tmp_path):
+    args = SMALL_VIT | {"class_token": False, "global_pool": "avg"}
+    export(
+        create_backbone(Backbone(name="vit_tiny_patch16_224", args=args), 32, seed=0), tmp_path, trained={}
+    )
+    usual = Backbone(name="vit_tiny_patch16_224", args=SMALL_VIT, weights=str(tmp_path))
+    with pytest.raises(UserError) as error:
+        create_backbone(usual, 32, seed=0)
+    built = 'their net was built with args {class_token: false, global_pool: "avg"}'
+    assert built in str(error.value) and "depth" not in str(error.value)
+    create_backbone(usual.model_copy(update={"args": args}), 64, seed=0)
+    with pytest.raises(UserError, match="they are of a vit_tiny_patch16_224"):
+        create_backbone(Backbone(name="test_vit", weights=str(tmp_path)), 32, seed=0)
+    more = usual.model_copy(update={"args": args | {"init_values": 0.1}})
+    with pytest.raises(UserError, match=r"built without args \{init_values: 0\.1\}"):
+        create_backbone(more, 32, seed=0)
+
+
 def test_weights_that_are_missing_unreadable_or_another_models_are_one_line(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")

@@ -169,6 +169,33 @@ def test_option_given_as_search_is_decided_by_one_search_before_all_pretrainings
     assert keys["pretrain/digits-dino-vit-s0"] == tasks["pretrain/digits-dino-vit-s0"].key
 
 
+def test_a_search_warms_up_for_the_share_of_it_that_the_pretraining_does():
+    settings = [
+        "methods={supervised: {}, hssl: {options: {head: search, teacher_warmup_epochs: 50}}}",
+        "methods.hssl.options.search_epochs=10",
+        "pretrain.epochs=100",
+        "pretrain.warmup_epochs=10",
+    ]
+    tasks = {task.id: task for task in plan(load_experiment("quickstart", settings))}
+    search, training = tasks["search/digits-hssl-vit"].spec, tasks["pretrain/digits-hssl-vit-s0"].spec
+    assert (search["train"]["epochs"], search["train"]["warmup_epochs"]) == (10, 1)
+    assert search["options"]["teacher_warmup_epochs"] == 5
+    assert search["options"]["freeze_last_layer_epochs"] == 0.1
+    assert training["train"]["warmup_epochs"] == 10 and training["options"]["teacher_warmup_epochs"] == 50
+
+
+def test_images_become_square_as_in_pretraining_unless_fine_tuning_says_otherwise():
+    def fits(*settings):
+        tasks = plan(load_experiment("quickstart", ["methods.cass.train={fit: pad}", *settings]))
+        return {
+            (task.spec["label"], task.spec["settings"]["fit"]) for task in tasks if task.stage == "finetune"
+        }
+
+    assert {("cass", "pad"), ("supervised", "squash")} < fits()
+    assert {("cass", "pad"), ("supervised", "crop")} < fits("pretrain.fit=crop")
+    assert {fit for _, fit in fits("pretrain.fit=crop", "finetune.fit=squash")} == {"squash"}
+
+
 def test_no_search_without_need():
     tasks = plan(load_experiment("quickstart", ["methods={supervised: {}, hssl: {options: {head: pool}}}"]))
     assert not [task for task in tasks if task.stage == "search"]

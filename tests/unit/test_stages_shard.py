@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from test_shards_boxes import like_bccd
 from test_shards_masks import flat, like_nuclei, table
 
 import shards
+from pipeline.errors import UserError
+from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Task
+from pipeline.plan import plan
+from pipeline.preflight import preflight
 from pipeline.specs import Dataset
 from pipeline.stages.shard import check_source, source_of
 
@@ -51,7 +57,48 @@ def test_boxes(tmp_path, given):
 
 def test_what_is_wrong_is_said_before_anything_is_submitted(tmp_path):
     flat(tmp_path / "in", [0, 1], 3)
-    dataset = Dataset(name="x", source="masks", root=str(tmp_path / "in"), masks="mask")
-    task = Task("shard/x", "shard", {"dataset": dataset.model_dump(mode="json")}, (), "0" * 64)
+    task = shard_task(source="masks", root=str(tmp_path / "in"), masks="mask")
     with pytest.raises(shards.InputError, match=r"masks: there is no .*mask"):
         check_source(task)
+
+
+def shard_task(**given) -> Task:
+    dataset = Dataset(name="x", **given)
+    return Task("shard/x", "shard", {"dataset": dataset.model_dump(mode="json")}, (), "0" * 64)
+
+
+def test_objects_that_all_lack_an_outline_are_found_before_anything_is_submitted(tmp_path, capsys):
+    root = tmp_path / "in"
+    like_bccd(root)
+    task = shard_task(source="coco", root=str(root), **BCCD)
+    for file in root.glob("*.json"):
+        content = json.loads(file.read_text())
+        for one in content["annotations"]:
+            one["segmentation"] = []
+        file.write_text(json.dumps(content))
+    check_source(task)
+    with pytest.raises(
+        UserError, match=r"finetune\.protocols: detect_masks needs .* detect needs boxes only"
+    ):
+        check_source(task, outlined="detect_masks")
+    one["segmentation"] = [[1, 1, 5, 1, 5, 5]]
+    file.write_text(json.dumps(content))
+    check_source(task, outlined="detect_masks")
+    assert "have none" in capsys.readouterr().err
+
+
+def test_preflight_asks_for_outlines_where_masks_are_to_be_learned(tmp_path):
+    like_bccd(tmp_path / "in")
+    for file in (tmp_path / "in").glob("*.json"):
+        content = json.loads(file.read_text())
+        content["annotations"] = [one | {"segmentation": []} for one in content["annotations"]]
+        file.write_text(json.dumps(content))
+    path = tmp_path / "x.yaml"
+    given = {"source": "coco", "root": str(tmp_path / "in"), **BCCD}
+    path.write_text(
+        f"dataset: {json.dumps(given)}\nbackbones: {{cnn: {{name: test_resnet}}}}\nmethods: [supervised]\n"
+        "pretrain: {image_size: 32}\n"
+    )
+    preflight(plan(load_experiment(str(path), ["finetune.protocols=[detect]"])))
+    with pytest.raises(UserError, match="detect_masks needs the outline"):
+        preflight(plan(load_experiment(str(path), ["finetune.protocols=[detect, detect_masks]"])))
