@@ -37,6 +37,7 @@ OPTIONS = {
     "cass_plus": {  # with all that it can be asked for
         "projector_hidden": 32,
         "projector_dim": 16,
+        "pairs": "cross+self",
         "local_size": 8,
         "teacher": True,
         "auxiliary": True,
