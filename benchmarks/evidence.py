@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from benchmarks.figures import commit, hardware
 from pipeline.experiment_file import load_experiment
 
 GRACE_S = 60.0  # for checkpoints after an interruption
+PLOT = re.compile(r"^!\[.*\n\n?", re.MULTILINE)  # they lie beside the report
 UNFINISHED = 75  # the exit code that asks for the command to be given again (EX_TEMPFAIL)
 
 
@@ -71,13 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"not done after {len(spent)} sittings, {sum(spent):.0f} s: give the same command again")
         return code
     report = (folder / "tables" / "report.md").read_text(encoding="utf-8")
+    title, tables = report.split("\n", 1)
     head = [
+        title,
+        "",
         f"    {' '.join(said)}",
         "",
         f"Commit {commit()}, {hardware()}; {sum(spent) / 60:.0f} minutes in {len(spent)} sittings.",
-        "",
     ]
-    given.out.write_text("\n".join(head) + report, encoding="utf-8")
+    given.out.write_text("\n".join(head) + "\n" + PLOT.sub("", tables), encoding="utf-8")
     print(f"wrote {given.out}")
     return 0
 

@@ -22,5 +22,6 @@ def test_interrupted_evidence_goes_on_and_counts_every_sitting(tmp_path, capsys)
     spent = json.loads((tmp_path / "runs" / "tiny" / "sittings.json").read_text())
     text = out.read_text()
     assert len(spent) == 2 and "in 2 sittings" in text
-    assert text.startswith(f"    python -m pipeline.launch all {TINY}\n")
+    assert text.startswith(f"# tiny\n\n    python -m pipeline.launch all {TINY}\n\nCommit ")
+    assert "](" not in text.split("## Cost")[0]  # plots lie beside the report, not beside this
     assert "cass_vc" in text and "CPU cores" in text
