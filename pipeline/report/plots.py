@@ -22,6 +22,8 @@ from pipeline.report.load import Pretraining
 # Okabe and Ito's colours, told apart by colour-blind readers too; the yellow is left out, too light on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = "osD^vPX*"  # as many as there are colours
+WIDEST = 1.4  # the factor by which the outermost of many lines are moved aside
+COLUMNS = 5  # of the plot of pretrainings, before it goes on below
 ARCHITECTURES = {"cnn": "CNN", "vit": "ViT"}
 STYLE: Any = {
     "font.size": 10,
@@ -86,11 +88,10 @@ def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Seque
         for backbone in backbones
         if len(rows := panel[(panel["method"] == method) & (panel["backbone"] == backbone)])
     ]
+    spread = min(1.035 ** (len(lines) - 1), WIDEST)  # side by side, so that intervals do not hide each other
     for number, (method, backbone, rows) in enumerate(lines):
         rows = rows.sort_values("fraction")
-        shift = 1.035 ** (
-            2 * number - len(lines) + 1
-        )  # side by side, so that intervals do not hide each other
+        shift = spread ** (2 * number / max(1, len(lines) - 1) - 1)
         colour, marker = look(methods.index(method))
         axis.errorbar(
             rows["fraction"] * shift,
@@ -114,7 +115,7 @@ def _fraction_panel(axis: Axes, panel: pd.DataFrame, metric: str, methods: Seque
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     if fractions:
-        axis.set_xlim(min(fractions) / 1.5, max(fractions) * 1.5)
+        axis.set_xlim(min(fractions) / (1.25 * spread), max(fractions) * 1.25 * spread)
 
 
 def look(place: int) -> tuple[str, str]:
@@ -138,16 +139,21 @@ def plot_pretraining(pretrainings: Sequence[Pretraining], path: Path) -> bool:
     methods = list(dict.fromkeys(run.spec.label for run, _ in curves))
     if not methods:
         return False
+    across, blocks = min(len(methods), COLUMNS), -(-len(methods) // COLUMNS)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2,
-            len(methods),
-            figsize=(1.2 + 3.0 * len(methods), 5.6),
-            sharex="col",
+            2 * blocks,
+            across,
+            figsize=(1.2 + 3.0 * across, 5.6 * blocks),
             squeeze=False,
             layout="constrained",
         )
-        for top, bottom, method in zip(*axes, methods):
+        tops, bottoms = axes[0::2].ravel(), axes[1::2].ravel()
+        for axis in [*tops[len(methods) :], *bottoms[len(methods) :]]:
+            axis.set_visible(False)
+        for top, bottom, method in zip(tops, bottoms, methods):
+            top.sharex(bottom)
+            top.tick_params(labelbottom=False)
             mine = [(run, lines) for run, lines in curves if run.spec.label == method]
             for run, lines in mine:
                 archs = list(run.spec.backbones)
@@ -158,11 +164,12 @@ def plot_pretraining(pretrainings: Sequence[Pretraining], path: Path) -> bool:
             collapsed = any(any(run.metrics.get("collapsed", {}).values()) for run, _ in mine)
             top.set_title(f"{method} (collapsed)" if collapsed else method)
             bottom.set_xlabel("epoch")
-        ranks = [line.get_ydata() for axis in axes[1] for line in axis.get_lines()]
-        for axis in axes[1]:  # one scale: ranks of several methods are to be compared, losses are not
+        ranks = [line.get_ydata() for axis in bottoms for line in axis.get_lines()]
+        for axis in bottoms:  # one scale: ranks of several methods are to be compared, losses are not
             axis.set_ylim(0, 1.05 * max((max(rank) for rank in ranks), default=1))
-        axes[0, 0].set_ylabel("loss")
-        axes[1, 0].set_ylabel("effective rank of the features")
+        for top, bottom in zip(axes[0::2, 0], axes[1::2, 0]):
+            top.set_ylabel("loss")
+            bottom.set_ylabel("effective rank of the features")
         _legend(figure, axes.ravel())
         figure.savefig(path)
         plt.close(figure)
@@ -194,9 +201,9 @@ def _legend(figure: Any, axes: Iterable[Axes]) -> None:
     for axis in axes:
         named |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels())}
     if named:
-        figure.legend(
-            named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), 6), frameon=False
-        )
+        entry = 0.8 + 0.085 * max(map(len, named))  # inches: the line, the gaps, the longest name
+        columns = max(1, min(len(named), 6, int(figure.get_figwidth() / entry)))
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _read_log(folder: Path) -> list[dict[str, Any]]:
