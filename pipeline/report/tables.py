@@ -68,7 +68,6 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
     of_cells = cells(results)
     rows = []
     differences: list[np.ndarray] = []
-    untested: list[bool] = []
     for number, (row, cell) in enumerate(zip(_identities(results, of_cells), of_cells)):
         if row["method"] == settings.baseline:
             continue
@@ -77,7 +76,6 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
         row |= {"baseline": settings.baseline, "metric": collected.compared[row["dataset"]], "n": len(mine)}
         if mine:
             row["note"] = _caveats(collected.backbones, row, [pretrainings[mine], pretrainings[base]])
-            untested.append(ONE_PRETRAINING in row["note"])
             differences.append(values[mine] - values[base])
             row["gain"], row["gain_std"] = mean_std(differences[-1])
             row["method_mean"], row["baseline_mean"] = values[mine].mean(), values[base].mean()
@@ -88,11 +86,11 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
         else:
             row["note"] = "no seed on which both the method and the baseline are done"
         rows.append(row)
-    tested = iter(zip(paired_ts(differences), untested, strict=True))
+    tested = iter(paired_ts(differences))
     for row in rows:
         if row["n"]:
-            (p_value, note), without_test = next(tested)
-            row["p_value"] = NAN if without_test else p_value
+            p_value, note = next(tested)
+            row["p_value"] = NAN if ONE_PRETRAINING in row["note"] else p_value
             row["note"] = "; ".join(filter(None, [note, *row["note"]]))
     table = pd.DataFrame(rows, columns=columns)
     table["p_value"] = table["p_value"].astype("float64")
