@@ -6,7 +6,8 @@ SIGTERM. A training run does better: it installs a :class:`StopFlag`, which repl
 only remembers the signal; looks at it at a step boundary, where all ranks agree to stop; writes its
 checkpoint; and calls :func:`requeue` on every rank. The job then starts again with the same id, and the call
 goes on from its checkpoint. A signal that comes while Python is still importing would end it: so the job's
-Python is started with both signals held back, until there is a handler for them.
+Python is started with both signals held back, until there is a handler for them. Once the work is done, both
+are ignored.
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ class StopFlag:
 def release_signals() -> None:
     """Let the signals in that the job's Python was started without; those that came meanwhile come now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _ignore_signals() -> None:
+    """For what is left to do once the work is done.
+
+    Python takes its handlers away before it ends: a warning of the time limit that comes then would end it
+    by a signal, and Slurm would call the job failed.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def job_id() -> str:
@@ -124,7 +135,9 @@ class Call:
         stale = [paths.result_pickle] + [paths.submitted_pickle] * (paths.task_id == 0)
         for path in stale:
             path.with_suffix(path.suffix + ".save_tmp").unlink(missing_ok=True)
-        return self.call()
+        result = self.call()
+        _ignore_signals()
+        return result
 
     def checkpoint(self) -> Any:
         """Submitit calls this (only a method of this name) on SIGUSR2 if the call installed no StopFlag.

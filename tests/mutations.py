@@ -172,6 +172,13 @@ MUTATIONS = [
         "tests/unit/test_slurm_job.py::test_signal_during_the_imports_waits_for_its_handler",
     ),
     Mutation(
+        "signals ignored once the work is done",
+        "slurm/job.py",
+        "        _ignore_signals()\n",
+        "",
+        "tests/unit/test_slurm_job.py::test_signal_after_the_work_is_done_does_not_make_the_job_fail",
+    ),
+    Mutation(
         "a port that is taken is passed over",
         "pipeline/train/meeting.py",
         "for port in ports:\n        try:\n            store",
