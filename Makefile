@@ -10,7 +10,7 @@ all: .venv/.installed
 	$(BIN)/python -m pipeline.launch all $(EXPERIMENT) --cluster local
 
 test: check
-	$(BIN)/python -m pytest -m slurm  # one process: its testbeds share a munged
+	$(BIN)/python -m pytest -m slurm --durations=12  # one process: its testbeds share a munged
 
 check: lint
 	$(BIN)/python -m pytest -n 2 -m "not slurm"

@@ -212,7 +212,9 @@ class Training(Strict):
     accumulate: int = Field(1, ge=1)
     image_size: int = Field(224, ge=8, le=2048)
     fit: Literal["squash", "crop", "pad"] = "squash"  # how other shapes become square
-    augment: str | None = None  # a recipe of pipeline.data.augment; None: the method's own
+    # A recipe of pipeline.data.augment for whole views; small crops get the one called so with _local, where
+    # there is one, else their own. None: the method's own.
+    augment: str | None = None
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)  # at this batch size
     lr_min: float = Field(1e-6, ge=0)

@@ -9,7 +9,7 @@ order (this differs only in what fills the corners that a rotation leaves empty)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class Recipe:
 
 _SIMCLR_JITTER = Block(p=0.8, jitter=(0.8, 0.8, 0.8, 0.2))
 _BYOL_JITTER = Block(p=0.8, jitter=(0.4, 0.4, 0.2, 0.1))
+_GENTLE = Recipe(scale=(0.3, 1), hflip=0.5, blocks=(_BYOL_JITTER,), grayscale=0.1)
 _DINO_GLOBAL = Recipe(scale=(0.4, 1), hflip=0.5, blocks=(_BYOL_JITTER,), grayscale=0.2)
 
 RECIPES: dict[str, Recipe] = {
@@ -96,12 +97,16 @@ RECIPES: dict[str, Recipe] = {
     ),
     # DINO, arXiv 2104.14294 and its code: two global views of 40 % or more of the area, local ones of 5 %
     # to 40 %.
-    "dino_global_1": Recipe(**{**vars(_DINO_GLOBAL), "blur": 1.0}),
-    "dino_global_2": Recipe(**{**vars(_DINO_GLOBAL), "blur": 0.1, "solarise": 0.2}),
-    "dino_local": Recipe(**{**vars(_DINO_GLOBAL), "scale": (0.05, 0.4), "blur": 0.5}),
+    "dino_global_1": replace(_DINO_GLOBAL, blur=1.0),
+    "dino_global_2": replace(_DINO_GLOBAL, blur=0.1, solarise=0.2),
+    "dino_local": replace(_DINO_GLOBAL, scale=(0.05, 0.4), blur=0.5),
     # iBOT without local views, arXiv 2111.07832, and HSSL, 2310.05108: of 14 % or more of the area.
-    "wide_global_1": Recipe(**{**vars(_DINO_GLOBAL), "scale": (0.14, 1), "blur": 1.0}),
-    "wide_global_2": Recipe(**{**vars(_DINO_GLOBAL), "scale": (0.14, 1), "blur": 0.1, "solarise": 0.2}),
+    "wide_global_1": replace(_DINO_GLOBAL, scale=(0.14, 1), blur=1.0),
+    "wide_global_2": replace(_DINO_GLOBAL, scale=(0.14, 1), blur=0.1, solarise=0.2),
+    # Ours, for small images and short trainings: crops that show most of what is to be told apart, half of
+    # SimCLR's change of colours, no blur.
+    "gentle": _GENTLE,
+    "gentle_local": replace(_GENTLE, scale=(0.1, 0.4)),
 }
 RECIPES["byol"] = RECIPES["byol_1"]
 

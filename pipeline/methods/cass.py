@@ -90,8 +90,8 @@ class CrossArchitecture(Method):
     def views(self) -> list[View]:
         if self.options["views"] == 1:
             return [View("cass", self.image_size)]
-        whole = [View("simclr", self.image_size)] * 2
-        return whole + [View("dino_local", self.local_size)] * self.options["n_local"]
+        whole = [View("gentle", self.image_size)] * 2
+        return whole + [View("gentle_local", self.local_size)] * self.options["n_local"]
 
     def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
         vectors, maps = self._vectors(views)
@@ -238,6 +238,8 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
         pairs.append((("cnn", 0), ("vit", 1)))
     if across and options["symmetric"]:
         pairs.append((("cnn", 1), ("vit", 0)))
+    if options["same_view"]:
+        pairs += [(("cnn", n), ("vit", n)) for n in (0, 1)]
     if alone:
         pairs += [((arch, 0), (arch, 1)) for arch in ARCHS]
     if options["auxiliary"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.data.augment import Augment
+from pipeline.data.augment import RECIPES, Augment
 from pipeline.data.draws import sample_keys
 from pipeline.data.feed import Batch
 from pipeline.methods.base import View
@@ -18,7 +18,8 @@ class Views:
     Args:
         views: what the method wants, in order.
         seed: of the run.
-        recipe: replaces the views' own recipes, where given.
+        recipe: replaces the recipe of whole views, where given; small crops take the recipe of that name with
+            ``_local`` behind it, or their own where there is none.
         channels_last: memory format of the views.
     """
 
@@ -27,7 +28,10 @@ class Views:
     ) -> None:
         self.views = list(views)
         self.seed = seed
-        self.augment = [Augment(recipe or view.recipe, view.size) for view in self.views]
+        whole = max((view.size for view in self.views), default=0)
+        self.augment = [
+            Augment(_recipe(view, recipe, small=view.size < whole), view.size) for view in self.views
+        ]
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, batch: Batch, count: int | None = None) -> list[torch.Tensor]:
@@ -46,3 +50,12 @@ class Views:
     def _keys(self, batch: Batch, number: int) -> torch.Tensor:
         same_as = self.views[number].same_as
         return sample_keys(batch.counters, seed=self.seed, view=number if same_as is None else same_as)
+
+
+def _recipe(view: View, given: str | None, *, small: bool) -> str:
+    if given is None:
+        return view.recipe
+    if not small:
+        return given
+    local = f"{given}_local"
+    return local if local in RECIPES else view.recipe

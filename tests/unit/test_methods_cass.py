@@ -194,9 +194,19 @@ def test_with_teachers_every_side_learns_from_the_other_sides_slow_average():
     assert not torch.equal(before, next(method.teachers["cnn"].parameters()))
 
 
+def test_the_nets_may_also_compare_what_they_say_of_the_same_view():
+    views = images(4, 2)
+    without, method = make("cass_nce"), make("cass_nce", same_view=True)
+    added = [(("cnn", 0), ("vit", 0)), (("cnn", 1), ("vit", 1))]
+    assert [pair for pair in method.pairs if pair not in without.pairs] == added
+    vectors, _ = method._vectors(views)
+    terms = [info_nce(vectors[a], vectors[b], temperature=0.2) for a, b in method.pairs]
+    assert method(views, START)["loss"].item() == pytest.approx((sum(terms) / 6).item(), rel=1e-6)
+
+
 def test_small_crops_are_compared_with_one_whole_view_each():
     method = make("cass_nce", n_local=2, local_size=16)
-    assert [(v.recipe, v.size) for v in method.views] == [("simclr", 32)] * 2 + [("dino_local", 16)] * 2
+    assert [(v.recipe, v.size) for v in method.views] == [("gentle", 32)] * 2 + [("gentle_local", 16)] * 2
     locals_ = [(pair, kind) for pair in method.pairs for kind in [max(n for _, n in pair)] if kind >= 2]
     assert len(method.pairs) == 4 + 2 * 4 and len(locals_) == 8
     for (a, b), number in locals_:
@@ -324,6 +334,9 @@ def test_a_net_learns_from_its_heads_slow_copy_and_the_head_from_the_nets():
         ("cass_nce", {"pairs": "cross", "cross_gradient": "vit"}, "the cnn would learn from nothing"),
         ("cass_nce", {"pairs": "self", "cross_gradient": "vit"}, "there is nothing to learn from the other"),
         ("cass", {"cross_gradient": "cnn"}, "the vit would learn from nothing"),
+        ("cass", {"same_view": True}, "same_view needs views 2"),
+        ("cass_nce", {"same_view": True, "pairs": "self"}, "same_view needs views 2"),
+        ("cass_nce", {"same_view": True, "symmetric": False}, "same_view needs views 2"),
     ],
 )
 def test_what_does_not_go_together_is_refused(name, given, message):
@@ -336,6 +349,7 @@ CHOICES = {
     "head": ["logits", "projector"],
     "pairs": ["cross", "cross+self", "self"],
     "symmetric": [True, False],
+    "same_view": [False, True],
     "cross_gradient": ["both", "vit"],
     "n_local": [0, 1, 2],
     "auxiliary": [False, True],

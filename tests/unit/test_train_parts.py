@@ -10,14 +10,16 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from pipeline.data.augment import RECIPES
 from pipeline.errors import UserError
-from pipeline.methods.base import Method
+from pipeline.methods.base import Method, View
 from pipeline.specs import Training
 from pipeline.train import distributed
 from pipeline.train.health import describe, is_collapsed
 from pipeline.train.logs import Log, read_log
 from pipeline.train.optim import learning_rate, make_optimizer, set_schedule, weight_decay
 from pipeline.train.syncbn import CpuSyncBatchNorm, batch_norms, batch_statistics
+from pipeline.train.views import Views
 
 torch.set_num_threads(1)
 
@@ -33,6 +35,16 @@ def test_learning_rate_warms_up_linearly_and_falls_along_half_a_cosine_to_its_en
     assert learning_rate(constant, step=19, steps=20, steps_per_epoch=2) == 0.5
     longer = Training(lr=1.0, warmup_epochs=100)  # a warm-up longer than the training still ends in it
     assert learning_rate(longer, step=2, steps=4, steps_per_epoch=2) == 1.0
+
+
+def test_a_recipe_that_the_user_names_leaves_small_crops_small():
+    views = [View("simclr", 32), View("simclr", 32), View("dino_local", 16)]
+    named = {recipe: Views(views, seed=0, recipe=recipe).augment for recipe in ("gentle", "light")}
+    recipes = {name: [augment.recipe for augment in augments] for name, augments in named.items()}
+    assert recipes["gentle"] == [RECIPES["gentle"]] * 2 + [RECIPES["gentle_local"]]
+    assert recipes["light"] == [RECIPES["light"]] * 2 + [RECIPES["dino_local"]]
+    assert [augment.size for augment in named["light"]] == [32, 32, 16]
+    assert Views([], seed=0, recipe="gentle").augment == []
 
 
 def test_weight_decay_goes_to_its_end_and_spares_what_the_method_names():
