@@ -125,13 +125,21 @@ class CrossArchitecture(Method):
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         return {arch: self._vector(arch, images).float() for arch in ARCHS}
 
+    def _parts(self, arch: str, slow: bool) -> tuple[Net, nn.ModuleDict, nn.ModuleDict]:
+        """A net, all heads and all auxiliary heads: those that learn, or their slow copies."""
+        if slow:
+            net, heads, auxiliaries = self.teachers[arch], self.teacher_heads, self.teacher_auxiliaries
+        else:
+            net, heads, auxiliaries = self.nets[arch], self.heads, self.auxiliaries
+        assert isinstance(net, Net)
+        return net, heads, auxiliaries
+
     def _vector(self, arch: str, images: Tensor, *, slow: bool = False) -> Tensor:
         """What a net, or its slow copy, says of images of any size: (B, D)."""
-        net = (self.teachers if slow else self.nets)[arch]
-        assert isinstance(net, Net)
+        net, heads, _ = self._parts(arch, slow)
         if self.options["head"] == "logits":
             return net.logits(images)
-        return (self.teacher_heads if slow else self.heads)[arch](net.features(images))
+        return heads[arch](net.features(images))
 
     def _whole(
         self, arch: str, images: Tensor, *, slow: bool = False
@@ -143,14 +151,11 @@ class CrossArchitecture(Method):
         """
         if not self.auxiliaries and (slow or self.patches is None):
             return {arch: self._vector(arch, images, slow=slow).float()}, None
-        net = (self.teachers if slow else self.nets)[arch]
-        assert isinstance(net, Net)
-        heads = self.teacher_heads if slow else self.heads
+        net, heads, auxiliaries = self._parts(arch, slow)
         features, last = net.features_and_map(images)
         outs = {arch: heads[arch](features)}
         if self.auxiliaries:
-            auxiliary = (self.teacher_auxiliaries if slow else self.auxiliaries)[arch]
-            _, pooled = auxiliary(last.flatten(2).transpose(1, 2), *last.shape[2:])
+            _, pooled = auxiliaries[arch](last.flatten(2).transpose(1, 2), *last.shape[2:])
             outs[f"{arch}_auxiliary"] = heads[f"{arch}_auxiliary"](pooled)
         return {name: out.float() for name, out in outs.items()}, last
 
@@ -238,8 +243,6 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
         pairs.append((("cnn", 0), ("vit", 1)))
     if across and options["symmetric"]:
         pairs.append((("cnn", 1), ("vit", 0)))
-    if options["same_view"]:
-        pairs += [(("cnn", n), ("vit", n)) for n in (0, 1)]
     if alone:
         pairs += [((arch, 0), (arch, 1)) for arch in ARCHS]
     if options["auxiliary"]:
@@ -256,6 +259,10 @@ def _pairs(options: dict[str, Any]) -> list[Pair]:
             pairs.append((("vit", local), ("cnn", whole["cnn"])))
         if alone:
             pairs += [((arch, local), (arch, whole[arch])) for arch in ARCHS]
+    if options["same_view"]:
+        seen = {arch: {n for pair in pairs for name, n in pair if name == arch} for arch in ARCHS}
+        both = sorted(seen["cnn"] & seen["vit"])
+        pairs += [(("cnn", n), ("vit", n)) for n in both if n < 2 or not options["teacher"]]
     return pairs
 
 

@@ -28,7 +28,7 @@ class CrossArchitectureOptions(Options):
     head: Literal["logits", "projector"] = "logits"  # what is compared: timm's classifier or an MLP
     pairs: Literal["cross", "cross+self", "self"] = "cross"  # self: each net agrees with itself
     symmetric: bool = True  # two views: CNN(1)-ViT(2) and CNN(2)-ViT(1), not only the first
-    same_view: bool = False  # two views: CNN(1)-ViT(1) and CNN(2)-ViT(2), too
+    same_view: bool = False  # two views: the nets also compare what they say of each view that both see
     cross_gradient: Literal["both", "cnn", "vit"] = "both"  # which net learns from the other
     n_local: int = Field(0, ge=0, le=32)  # two views: small crops beside them, each compared with one of them
     local_size: int | None = Field(None, ge=8)  # pixels; None: 3/7 of the image (96 of 224)
@@ -56,8 +56,11 @@ class CrossArchitectureOptions(Options):
             raise ValueError(
                 "auxiliary needs views 2 and head projector: logits have no place for a third net"
             )
-        if self.same_view and (self.views == 1 or not self.symmetric or self.pairs == "self"):
-            raise ValueError("same_view needs views 2, symmetric, and pairs cross or cross+self")
+        if self.same_view and (self.views == 1 or self.pairs == "self"):
+            raise ValueError("same_view needs views 2 and pairs cross or cross+self")
+        small = self.n_local and not self.teacher  # teachers see no small crops
+        if self.same_view and self.pairs == "cross" and not (self.symmetric or small):
+            raise ValueError("same_view needs symmetric or small crops: there is no view that both nets see")
         if self.n_local and self.views == 1:
             raise ValueError("n_local needs views 2: small crops are compared with two whole views")
         if self.teacher and self.regulariser in ("variance_covariance", "stop_gradient"):

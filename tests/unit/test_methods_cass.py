@@ -202,6 +202,10 @@ def test_the_nets_may_also_compare_what_they_say_of_the_same_view():
     vectors, _ = method._vectors(views)
     terms = [info_nce(vectors[a], vectors[b], temperature=0.2) for a, b in method.pairs]
     assert method(views, START)["loss"].item() == pytest.approx((sum(terms) / 6).item(), rel=1e-6)
+    half = {"pairs": "cross", "symmetric": False, "n_local": 2, "local_size": 16}
+    without, method = make("cass_nce", **half), make("cass_nce", same_view=True, **half)
+    added = [(("cnn", crop), ("vit", crop)) for crop in (2, 3)]
+    assert [pair for pair in method.pairs if pair not in without.pairs] == added
 
 
 def test_small_crops_are_compared_with_one_whole_view_each():
@@ -336,7 +340,7 @@ def test_a_net_learns_from_its_heads_slow_copy_and_the_head_from_the_nets():
         ("cass", {"cross_gradient": "cnn"}, "the vit would learn from nothing"),
         ("cass", {"same_view": True}, "same_view needs views 2"),
         ("cass_nce", {"same_view": True, "pairs": "self"}, "same_view needs views 2"),
-        ("cass_nce", {"same_view": True, "symmetric": False}, "same_view needs views 2"),
+        ("cass_nce", {"same_view": True, "pairs": "cross", "symmetric": False}, "no view that both nets see"),
     ],
 )
 def test_what_does_not_go_together_is_refused(name, given, message):
