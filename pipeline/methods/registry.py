@@ -99,7 +99,7 @@ _SCATSIMCLR_RECIPE = _BASE_RECIPE | {"optimizer": "adam", "lr": 3e-4, "weight_de
 _CROSS = "pipeline.methods.cass:CrossArchitecture"
 _TWO_VIEWS = {"views": 2, "head": "projector"}
 _FOUR_PAIRS = _TWO_VIEWS | {"regulariser": "infonce", "pairs": "cross+self", "projector_dim": 128}
-_PLUS = _FOUR_PAIRS | {"pairs": "cross", "symmetric": False, "n_local": 2, "same_view": True}
+_PLUS = _FOUR_PAIRS | {"n_local": 2, "same_view": True}
 
 METHODS: dict[str, MethodInfo] = {
     info.name: info
