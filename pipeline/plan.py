@@ -29,8 +29,8 @@ from pipeline.specs import (
 
 FORMATS = {
     "shard": 1,
-    "search": 2,
-    "pretrain": 1,
+    "search": 3,
+    "pretrain": 2,
     "finetune": 2,
     "aggregate": 3,
 }  # raise one when a stage's results change
