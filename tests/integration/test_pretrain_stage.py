@@ -52,7 +52,8 @@ def make_work(
 
 
 def test_joint_method_leaves_two_backbones_that_plain_timm_loads_and_says_how_they_are(shards, tmp_path):
-    outcome = pretrain.run(make_work("cass_vc", shards, tmp_path, probe_epochs=1, averaging="swa"))
+    work = make_work("cass_vc", shards, tmp_path, probe_epochs=1, averaging="swa", augment="simclr")
+    outcome = pretrain.run(work)
     images = torch.rand(2, 3, SIZE, SIZE)
     for arch in ("cnn", "vit"):
         for classes in (0, 5):
