@@ -137,6 +137,11 @@ class Slow:
                 found[int(said["SLURM_PROCID"])] = (int(folder.name), said.get("SLURMD_NODENAME", ""))
         return found
 
+    def hold_signals(self, pid: int) -> bool:
+        """Whether a rank's Python has come so far that a signal waits for its handler."""
+        said = Path(f"/proc/{pid}/status").read_text()
+        return bool(int(re.search(r"^SigBlk:\s*(\w+)", said, re.M)[1], 16) & 1 << signal.SIGTERM - 1)
+
     def kill_rank(self, rank: int) -> None:
         os.kill(self.ranks()[rank][0], signal.SIGKILL)
 
