@@ -1,5 +1,5 @@
-# The two commands of a fresh clone: `make all` (the quickstart experiment) and `make test` (the whole suite, half an
-# hour; `make check` is what needs no Slurm, six minutes).
+# The two commands of a fresh clone: `make all` (the quickstart experiment) and `make test` (the whole suite, an hour
+# on 2 cores; `make check` is what needs no Slurm, a quarter of it).
 PYTHON ?= python3
 BIN := .venv/bin
 EXPERIMENT ?= quickstart
