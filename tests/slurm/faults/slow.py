@@ -137,7 +137,7 @@ class Slow:
                 found[int(said["SLURM_PROCID"])] = (int(folder.name), said.get("SLURMD_NODENAME", ""))
         return found
 
-    def hold_signals(self, pid: int) -> bool:
+    def holds_signals(self, pid: int) -> bool:
         """Whether a rank's Python has come so far that a signal waits for its handler."""
         said = Path(f"/proc/{pid}/status").read_text()
         return bool(int(re.search(r"^SigBlk:\s*(\w+)", said, re.M)[1], 16) & 1 << signal.SIGTERM - 1)
