@@ -33,6 +33,17 @@ def until(what: Callable[[], object], said: str, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def holds_signals(pid: int) -> bool:
+    """Whether a rank's Python has come so far that a signal waits for its handler."""
+    return _in_mask(pid, "SigBlk", signal.SIGTERM)
+
+
+def _in_mask(pid: int, mask: str, number: signal.Signals) -> bool:
+    """Whether a signal is in one of a process's masks, as proc(5) names them."""
+    said = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.search(rf"^{mask}:\s*(\w+)", said, re.M)[1], 16) & 1 << number - 1)
+
+
 @dataclass(frozen=True)
 class Pause:
     """Between the last step that was logged before something broke, and going on.
@@ -137,11 +148,6 @@ class Slow:
                 found[int(said["SLURM_PROCID"])] = (int(folder.name), said.get("SLURMD_NODENAME", ""))
         return found
 
-    def holds_signals(self, pid: int) -> bool:
-        """Whether a rank's Python has come so far that a signal waits for its handler."""
-        said = Path(f"/proc/{pid}/status").read_text()
-        return bool(int(re.search(r"^SigBlk:\s*(\w+)", said, re.M)[1], 16) & 1 << signal.SIGTERM - 1)
-
     def kill_rank(self, rank: int) -> None:
         os.kill(self.ranks()[rank][0], signal.SIGKILL)
 
@@ -150,10 +156,9 @@ class Slow:
 
         def pending(pid: int) -> bool:
             try:
-                said = Path(f"/proc/{pid}/status").read_text()
+                return _in_mask(pid, "ShdPnd", number)
             except OSError:  # it came before, and the rank has ended
                 return True
-            return bool(int(re.search(r"^ShdPnd:\s*(\w+)", said, re.M)[1], 16) & 1 << number - 1)
 
         held = [pid for pid, _ in self.ranks().values()]
         try:

@@ -7,7 +7,7 @@ import subprocess
 
 import calls
 import pytest
-from slow import INTERVAL, until
+from slow import INTERVAL, holds_signals, until
 
 import slurm
 from slurm import Request
@@ -30,7 +30,7 @@ def test_time_limit_reached_again_and_again(slow, undisturbed):
 def test_sigterm_alone_as_some_sites_preempt(slow, undisturbed, when):
     slow.launch("pretrain")
     if when == "at once":  # while Python is importing
-        until(lambda: sum(slow.holds_signals(pid) for pid, _ in slow.ranks().values()) == 2, "both ranks", 60)
+        until(lambda: sum(holds_signals(pid) for pid, _ in slow.ranks().values()) == 2, "both ranks", 60)
     else:
         slow.wait_for_step(INTERVAL + 5)
     subprocess.run(["scancel", "--signal=TERM", slow.job], check=True)
