@@ -16,20 +16,32 @@ RESULTS = Path(__file__).with_name("results.csv")
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number and, where there is one, the greatest that is good."""
+    """One measured number and, where there is one, the greatest or the least that is good."""
 
     name: str
     value: float
     unit: str
     aim: float | None = None
+    at_least: float | None = None
+
+    @property
+    def aimed(self) -> str:
+        """The aim in words, empty where there is none; one that is missed says so."""
+        if self.aim is not None:
+            missed, words = self.value > self.aim, f"at most {self.aim:g} {self.unit}"
+        elif self.at_least is not None:
+            missed, words = self.value < self.at_least, f"at least {self.at_least:g} {self.unit}"
+        else:
+            return ""
+        return words.rstrip() + ": missed" * missed
 
 
 def report(figures: Sequence[Figure], *, append_to: Path | None = None) -> None:
     """Print what, figure and aim; keep them with date, hardware and commit."""
+    width = max((len(figure.name) for figure in figures), default=0)
     for figure in figures:
         shown = f"{figure.value:,.2f}".removesuffix(".00")
-        aim = "" if figure.aim is None else f"at most {figure.aim:g} {figure.unit}"
-        print(f"{figure.name:36} {shown:>12} {figure.unit:4} {aim}".rstrip())
+        print(f"{figure.name:{width}} {shown:>12} {figure.unit:8} {figure.aimed}".rstrip())
     print(f"load average at the end: {os.getloadavg()[0]:.1f}")
     if append_to is None:
         return

@@ -2,8 +2,7 @@
 
     python -m benchmarks.scattering [--small] [--device cuda]
 
-Runs alternate, and each is compared with the one right after it, so that other work on the machine slows
-both down alike; on a CPU it is this process's CPU time that counts. The ratio is the median over these pairs.
+On a CPU it is this process's CPU time that counts.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 from benchmarks.figures import RESULTS, Figure, report
+from benchmarks.pairs import in_turn, ratio
 from pipeline.nets.scattering import Scattering
 
 CASES = ((96, 2, 8), (96, 2, 16), (32, 2, 16), (224, 2, 8))  # pixels, J, L
@@ -29,27 +28,20 @@ def measure(size: int, J: int, L: int, *, device: torch.device, images: int, pai
     ours = Scattering(J, L)
     theirs = ScatteringTorch2D(J=J, shape=(size, size), L=L).to(device)
     difference = (ours(batch) - theirs(batch).flatten(1, 2)).abs().max() / theirs(batch).abs().max()
-    times = [(_milliseconds(ours, batch), _milliseconds(theirs, batch)) for _ in range(pairs)]
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    alternatives = {"ours": lambda: (ours(batch), wait()), "kymatio": lambda: (theirs(batch), wait())}
+    wait()
+    seconds = in_turn(alternatives, pairs, clock=clock)
+    each = {who: statistics.median(times) * 1e3 / images for who, times in seconds.items()}
+    aim = 10 if device.type == "cuda" else 3
     name = f"scattering {size} px, J {J}, L {L}"
     return [
-        Figure(name, statistics.median(mine for mine, _ in times), "ms"),
-        Figure(f"{name}: kymatio", statistics.median(other for _, other in times), "ms"),
-        Figure(f"{name}: times as fast", statistics.median(other / mine for mine, other in times), ""),
+        Figure(name, each["ours"], "ms"),
+        Figure(f"{name}: kymatio", each["kymatio"], "ms"),
+        Figure(f"{name}: times as fast", ratio(seconds["kymatio"], seconds["ours"]), "x", at_least=aim),
         Figure(f"{name}: difference", float(difference) * 1e6, "ppm", 1.0),
     ]
-
-
-def _milliseconds(transform: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> float:
-    """Of one image, on a batch."""
-    if not batch.is_cuda:
-        began = time.process_time()
-        transform(batch)
-        return (time.process_time() - began) * 1e3 / len(batch)
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    transform(batch)
-    torch.cuda.synchronize()
-    return (time.perf_counter() - began) * 1e3 / len(batch)
 
 
 def main() -> None:

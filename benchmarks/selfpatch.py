@@ -2,10 +2,8 @@
 
     python -m benchmarks.selfpatch [--batch N] [--rounds N] [--small]
 
-ViT-S/16 at 224 px, 2 global and 8 local crops, the published head sizes. A round takes one whole optimiser
-step of each method, one after another, every other round in reverse; a figure is the median over rounds of
-the ratio of two steps of one round. Published: 1.54 with the patch loss on all crops, 1.25 on the global ones
-(arXiv 2206.07990).
+ViT-S/16 at 224 px, 2 global and 8 local crops, the published head sizes; whole optimiser steps. Published:
+1.54 with the patch loss on all crops, 1.25 on the global ones (arXiv 2206.07990).
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks.figures import RESULTS, Figure, report
+from benchmarks.pairs import in_turn, ratio
 from pipeline.methods.base import Progress
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import METHODS, resolve_options
@@ -45,8 +43,8 @@ RUNS: dict[str, tuple[str, dict[str, Any], float | None]] = {
 
 def make_step(
     name: str, given: dict[str, Any], sizes: dict[str, Any], *, batch: int, device: torch.device
-) -> Callable[[], float]:
-    """A function that takes one optimiser step on random images and returns its seconds."""
+) -> Callable[[], None]:
+    """A function that takes one optimiser step on random images and waits for it."""
     spec = METHODS["selfpatch"].with_args("vit", Backbone(**sizes["net"]))  # one net for both
     net = create_backbone(spec, sizes["size"], seed=0)
     options = resolve_options(name, sizes["options"] | given)
@@ -57,8 +55,7 @@ def make_step(
     on_gpu = device.type == "cuda"
     precision = torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else contextlib.nullcontext()
 
-    def step() -> float:
-        began = time.perf_counter()
+    def step() -> None:
         with precision:
             loss = method(views, progress)["loss"]
         loss.backward()
@@ -68,7 +65,6 @@ def make_step(
         method.after_step(progress)
         if on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter() - began
 
     return step
 
@@ -81,15 +77,13 @@ def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:
     }
     for step in steps.values():
         step()
-    seconds: dict[str, list[float]] = {label: [] for label in steps}
-    for number in range(rounds):
-        for label in list(steps)[:: -1 if number % 2 else 1]:
-            seconds[label].append(steps[label]())
+    seconds = in_turn(steps, rounds)
     figures = [Figure("selfpatch: DINO's step", statistics.median(seconds["dino"]), "s")]
     for label, (name, _, aim) in RUNS.items():
         if name == "selfpatch":
-            ratios = [own / dino for own, dino in zip(seconds[label], seconds["dino"], strict=True)]
-            figures.append(Figure(f"selfpatch: {label} crops", statistics.median(ratios), "x", aim))
+            figures.append(
+                Figure(f"selfpatch: {label} crops", ratio(seconds[label], seconds["dino"]), "x", aim)
+            )
     return figures
 
 

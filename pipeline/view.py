@@ -94,13 +94,14 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Args:
         rows: cells; only those of the last column may have markup.
     """
-    from rich.table import Table
     from rich.text import Text
 
     out = console()
     plain = [[*row[:-1], Text.from_markup(row[-1]).plain] for row in (header, *rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*plain)]
     if sum(widths) + 2 * len(widths) > out.width:
+        from rich.table import Table
+
         table = Table(*header, box=None, header_style="bold")
         for row in rows:
             table.add_row(*row)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import checkpoints, selfpatch
+from benchmarks import checkpoints, probes, reading, selfpatch, startup
+from benchmarks.__main__ import main, names
 from benchmarks.compute import compute
+from benchmarks.figures import Figure
+from benchmarks.pairs import in_turn, ratio
+from benchmarks.pictures import write_folder
 
 
 def test_checkpoints():
@@ -36,3 +40,52 @@ def test_selfpatch():
     first, *ratios = selfpatch.measure(selfpatch.SMALL, batch=2, rounds=2)
     assert first.unit == "s" and [ratio.unit for ratio in ratios] == ["x", "x"]
     assert all(figure.value > 0 for figure in (first, *ratios))
+
+
+def test_every_benchmark_is_listed_with_what_it_measures(capsys):
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed and text for name, text in names().items())
+    assert {"scattering", "reading", "probes", "startup"} < set(names()) and "figures" not in names()
+    assert main(["scaterring"]) == 2 and "did you mean 'scattering'?" in capsys.readouterr().err
+
+
+def test_alternatives_run_in_turn_and_every_other_round_backwards():
+    ran = []
+    ticks = iter(range(100))
+    alternatives = {"a": lambda: ran.append("a"), "b": lambda: (ran.append("b"), next(ticks))}
+    seconds = in_turn(alternatives, 3, clock=lambda: float(next(ticks)))
+    assert "".join(ran) == "abbaab" and seconds == {"a": [1, 1, 1], "b": [2, 2, 2]}
+    assert ratio([2, 9, 4], [1, 3, 4]) == 2
+
+
+@pytest.mark.parametrize(
+    ("aim", "words"),
+    [
+        ({}, ""),
+        ({"aim": 2}, "at most 2 s"),
+        ({"aim": 1}, "at most 1 s: missed"),
+        ({"at_least": 3}, "at least 3 s: missed"),
+    ],
+)
+def test_a_figure_says_when_its_aim_is_missed(aim, words):
+    assert Figure("a", 2, "s", **aim).aimed == words
+
+
+def test_startup(tmp_path):
+    figures = {figure.name: figure.value for figure in startup.measure(tmp_path, 1)}
+    assert figures["startup: plan over bare"] > 1 < figures["startup: status over bare"]
+
+
+def test_reading(tmp_path):
+    folder = write_folder(tmp_path / "images", 24, width=96, height=64)
+    figures = reading.measure("x", folder, tmp_path / "shards", size=32, workers=1, rounds=1)
+    assert [figure.value > 0 for figure in figures] == [True] * 8
+
+
+def test_probes():
+    made = probes.make(300, 16, 100, val=100)
+    figures = {figure.name: figure.value for figure in probes.measure(made, 1)}
+    for name in probes.PROBES:
+        ours, theirs = figures[f"{name}: accuracy"], figures[f"{name}: accuracy of scikit-learn"]
+        assert ours == pytest.approx(theirs, abs=3) and ours > 20, "10 classes"
