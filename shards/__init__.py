@@ -2,6 +2,7 @@
 
 from shards.boxes import Boxes
 from shards.coco_source import CocoSource
+from shards.codec import Decoded
 from shards.csv_source import CsvSource
 from shards.digit_sources import DigitPagesSource, DigitsSource
 from shards.errors import InputError
@@ -21,6 +22,7 @@ __all__ = [
     "Boxes",
     "CocoSource",
     "CsvSource",
+    "Decoded",
     "DigitPagesSource",
     "DigitsSource",
     "FolderSource",

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import (
@@ -55,6 +56,19 @@ class Picture:
     kept: str
     lossy: bool
     orientation: int = 1
+
+
+class Decoded(NamedTuple):
+    """A stored image, perhaps at a fraction of its size.
+
+    Attributes:
+        image: mode RGB.
+        width, height: what it shows, in its pixels: at a fraction of its size, that may end within a pixel.
+    """
+
+    image: Image.Image
+    width: float
+    height: float
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ def _load_image(data: bytes) -> Picture:
     kept = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}.get(image.format or "", "")
     lossy = kept == "jpg" or (kept == "webp" and _is_lossy_webp(data))
     moving = kept in ("png", "webp") and getattr(image, "is_animated", False)
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = _orientation(image)
     if moving or image.mode == "CMYK" or orientation != 1:
         kept = ""
     image.load()
@@ -296,15 +310,34 @@ def decode(data: bytes, *, grey16_max: int = 65535) -> Image.Image:
         Unreadable: with the reason.
     """
     with reasons():
+        return _as_rgb(opened(data), grey16_max)
+
+
+def decode_small(data: bytes, *, at_least: int, grey16_max: int = 65535) -> Decoded:
+    """The same, where so many pixels are enough for either side.
+
+    A JPEG then comes at a half, a quarter or an eighth of its size, without the frequencies that would be
+    lost in any case, and in a half to a quarter of the time.
+    """
+    with reasons():
         image = opened(data)
-        if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:
-            image.load()
-            image = _plain(ImageOps.exif_transpose(image))
-            if image.mode == "I;16":
-                image = _to_grey8(image, grey16_max)
-            return image.convert("RGB")
-        image.load()
+        drafted = image.draft(image.mode, (at_least, at_least)) if _orientation(image) == 1 else None
+        whole = _as_rgb(image, grey16_max)
+    return Decoded(whole, *(drafted[1][2:] if drafted else whole.size))
+
+
+def _as_rgb(image: Image.Image, grey16_max: int) -> Image.Image:
+    """The pixels of an opened image."""
+    image.load()
+    if image.mode == "RGB" and _orientation(image) == 1:
         return image
+    image = _plain(ImageOps.exif_transpose(image))
+    return (_to_grey8(image, grey16_max) if image.mode == "I;16" else image).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it, 1 where the file's pixels are upright."""
+    return image.getexif().get(0x0112, 1)
 
 
 def _to_grey8(image: Image.Image, white: int) -> Image.Image:

@@ -7,6 +7,8 @@ import json
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -171,6 +173,10 @@ class Index:
         """The image of a sample in mode RGB, upright, 16-bit grey scaled to 8. Raises InputError."""
         return self.decode_bytes(self.read(row))
 
+    def decode_small(self, row: int, *, at_least: int) -> codec.Decoded:
+        """The same, where so many pixels are enough for either side (:func:`shards.codec.decode_small`)."""
+        return self.decode_small_bytes(self.read(row), at_least=at_least)
+
     def mask(self, row: int) -> np.ndarray:
         """The segmentation mask of a sample.
 
@@ -214,9 +220,19 @@ class Index:
         return f"{self.samples['key'].iat[row]}.{ANNOTATIONS[self.task]} in {self.folder}"
 
     def decode_bytes(self, data: bytes) -> Image.Image:
-        """The same for the bytes of a sample that came through :func:`shards.stream`."""
-        try:
+        """The same as :meth:`decode` for the bytes of a sample that came through :func:`shards.stream`."""
+        with self._input_error():
             return codec.decode(data, grey16_max=self.meta["grey16_max"])
+
+    def decode_small_bytes(self, data: bytes, *, at_least: int) -> codec.Decoded:
+        """The same as :meth:`decode_small` for such bytes."""
+        with self._input_error():
+            return codec.decode_small(data, at_least=at_least, grey16_max=self.meta["grey16_max"])
+
+    @contextmanager
+    def _input_error(self) -> Iterator[None]:
+        try:
+            yield
         except codec.Unreadable as error:
             raise InputError(f"{self.folder} holds an image that cannot be decoded: {error}") from None
 

@@ -118,7 +118,8 @@ class StreamedFeed:
             for _ in range((stop - first) * self.accumulate):
                 chunk = list(islice(samples, self.share))
                 waiting.append(torch.tensor([counter for counter, _ in chunk]))
-                yield [partial(self.images.index.decode_bytes, data) for _, data in chunk]
+                decode = partial(self.images.index.decode_small_bytes, at_least=self.images.image_size)
+                yield [partial(decode, data) for _, data in chunk]
 
         decoded = self.images.decoded(loaders())
         for _ in range(first, stop):

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from shards import IGNORE
+from shards import IGNORE, Decoded
 
 if TYPE_CHECKING:
     from shards import Index
 
 Fit = Literal["squash", "crop", "pad"]
 Positions = torch.Tensor | np.ndarray | Sequence[int]
-Loader = Callable[[], Image.Image]
+Loader = Callable[[], Decoded]
 Job = tuple[torch.Tensor, list[Future]]
 GPU_SHARE = 0.25  # of the free GPU memory that a cache may take
 RAM_SHARE = 0.4  # of the free memory of the node, over all of its ranks
@@ -34,23 +34,34 @@ AHEAD = 3  # batches decoded before they are asked for
 CHUNK = 16  # images a thread decodes at a time
 
 
-def square(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
+def square(
+    image: Image.Image, size: int, fit: Fit, *, width: float | None = None, height: float | None = None
+) -> np.ndarray:
     """Resize an image to a square, antialiased (Pillow's bicubic).
 
     Args:
         image: mode RGB.
         size: side in pixels.
         fit: ``squash`` ignores the shape, ``crop`` keeps the centre, ``pad`` adds black.
+        width, height: how much of the image to take, from its upper left corner, in its pixels; default: all.
 
     Returns:
         (3, size, size) uint8.
     """
-    if fit == "squash":
-        image = image.resize((size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
-    elif fit == "crop":
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    else:
-        image = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=(0, 0, 0))
+    wide, high = width or image.width, height or image.height
+    left = top = 0.0
+    room = (size, size)
+    if fit == "crop":
+        side = min(wide, high)
+        left, top = (wide - side) / 2, (high - side) / 2
+        wide = high = side
+    elif fit == "pad":
+        room = (min(size, round(wide / high * size)), min(size, round(high / wide * size)))
+    box = (left, top, left + wide, top + high)
+    if room != image.size or box != (0, 0, *image.size):
+        image = image.resize(room, Image.Resampling.BICUBIC, box=box)
+    if room != (size, size):
+        image = ImageOps.pad(image, (size, size), color=(0, 0, 0))
     return np.asarray(image).transpose(2, 0, 1)
 
 
@@ -167,17 +178,21 @@ class ImageSet:
             yield self._to_device(_finished(pending.popleft()))
 
     def _loaders(self, positions: Positions) -> list[Loader]:
-        load = self._decode_with_mask if self.masks else self.index.decode
-        return [partial(load, int(row)) for row in self.rows[np.asarray(positions)]]
+        rows = self.rows[np.asarray(positions)].tolist()
+        if self.masks:
+            return [partial(self._decode_with_mask, row) for row in rows]
+        return [partial(self.index.decode_small, row, at_least=self.image_size) for row in rows]
 
-    def _decode_with_mask(self, row: int) -> Image.Image:
+    def _decode_with_mask(self, row: int) -> Decoded:
         """An image whose alpha channel is its mask."""
-        return Image.merge("RGBA", (*self.index.decode(row).split(), Image.fromarray(self.index.mask(row))))
+        image, mask = self.index.decode(row), Image.fromarray(self.index.mask(row))
+        return Decoded(Image.merge("RGBA", (*image.split(), mask)), *image.size)
 
-    def _square(self, image: Image.Image) -> np.ndarray:
+    def _square(self, decoded: Decoded) -> np.ndarray:
         """(3, S, S), with masks (4, S, S)."""
+        image, width, height = decoded
         if not self.masks:
-            return square(image, self.image_size, self.fit)
+            return square(image, self.image_size, self.fit, width=width, height=height)
         *colours, mask = image.split()
         pixels = square(Image.merge("RGB", colours), self.image_size, self.fit)
         return np.concatenate([pixels, square_mask(np.asarray(mask), self.image_size, self.fit)[None]])

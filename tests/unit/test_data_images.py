@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from benchmarks.pictures import picture
 from pipeline.data.feed import IndexedFeed, StreamedFeed
 from pipeline.data.images import ImageSet, square
 from pipeline.data.sampler import EpochSampler
@@ -58,6 +59,32 @@ def test_fits_squash_crop_and_pad_do_what_they_say():
     assert padded.shape == (3, 30, 30) and padded[:, :9].max() == 0 and padded[:, 15, 15].min() == 255
     squashed = square(image, 9, "squash")
     assert squashed[0, 4, 4] == 255 and squashed[0, 4, 0] == 0
+
+
+@pytest.mark.parametrize("size", [(31, 17), (17, 31), (20, 20), (12, 12), (12, 40)])
+def test_fits_are_pillows(size):
+    image = picture(*size, seed=3)
+    for side in (8, 12, 33):
+        expected = {
+            "squash": image.resize((side, side), Image.Resampling.BICUBIC),
+            "crop": ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC),
+            "pad": ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=(0, 0, 0)),
+        }
+        for fit, pixels in expected.items():
+            assert np.array_equal(square(image, side, fit), np.asarray(pixels).transpose(2, 0, 1)), fit
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_large_jpegs_give_the_squares_of_the_whole_images(fit, tmp_path):
+    for number, size in enumerate([(641, 477), (333, 500), (400, 400), (90, 60)] * 3):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(*size, seed=number).save(path, quality=95)
+    index = write(FolderSource(tmp_path / "images"), tmp_path / "shards")
+    rows = np.arange(len(index.samples))
+    found = ImageSet(index, rows, image_size=64, fit=fit).batch(rows).numpy().astype(int)
+    whole = np.stack([square(index.decode(row), 64, fit) for row in rows]).astype(int)
+    assert 0 < np.abs(found - whole).mean() < 0.6, "of 255"
 
 
 def test_a_shard_that_is_gone_is_named_not_a_hang(index, tmp_path):

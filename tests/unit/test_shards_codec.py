@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.pictures import picture as photograph
 from shards import codec
 
 
@@ -256,3 +257,26 @@ def test_dicom_of_many_frames_gives_the_first():
     _, one = stored(dicom(RAMP))
     _, many = stored(dicom(np.stack([RAMP, RAMP[::-1]])))
     assert one == many
+
+
+@pytest.mark.parametrize(
+    ("size", "fills"), [((640, 480), (160, 120)), ((641, 477), (160.25, 119.25)), ((200, 150), (200, 150))]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_is_decoded_no_larger_than_needed_and_shows_the_same(mode, size, fills):
+    data = saved(photograph(*size, seed=0).convert(mode), "JPEG", quality=90)
+    small, whole = codec.decode_small(data, at_least=96), codec.decode(data)
+    assert (whole.size, (small.width, small.height), small.image.mode) == (size, fills, "RGB")
+    found = small.image.resize((96, 96), Image.Resampling.BICUBIC, box=(0, 0, *fills))
+    difference = np.asarray(found, float) - np.asarray(
+        whole.resize((96, 96), Image.Resampling.BICUBIC), float
+    )
+    assert np.abs(difference).mean() < 0.5, "of 255"
+
+
+def test_other_formats_and_turned_ones_are_decoded_whole():
+    image = photograph(640, 480, seed=0)
+    assert codec.decode_small(saved(image, "PNG"), at_least=96)[1:] == (640, 480)
+    turned = image.getexif()
+    turned[0x0112] = 6
+    assert codec.decode_small(saved(image, "JPEG", exif=turned), at_least=96)[1:] == (480, 640)
