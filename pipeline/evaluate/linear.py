@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ PATIENCE = (
 )
 ITERATIONS = 500
 TOLERANCE = 1e-6
+COMPARED = (
+    1e-4  # tolerance of the solutions that validation compares, scikit-learn's; the best one is solved on
+)
 
 
 def fit_logistic(
@@ -42,7 +46,8 @@ def fit_logistic(
     measured on 3,000 images: 16 s in place of 26 s for all decays. The minimum is the same.
 
     Args:
-        features: float64 (N, D), best along their principal axes.
+        features: float64 or float32 (N, D), best along their principal axes; products with them are of their
+            precision, all else is float64.
         targets: int64 (N,), or float (N, K) for multi-label (a binary cross-entropy a class).
         weights: class weights of :func:`pipeline.evaluate.losses.class_weights`.
         start: (D + 1, K), where to begin; zeros by default.
@@ -51,11 +56,12 @@ def fit_logistic(
     Returns:
         float64 (D + 1, K): the weights and, last, the intercepts.
     """
-    scale = (features.square().mean(dim=0) / 4 + weight_decay).rsqrt()
-    scale = torch.cat([scale, scale.new_full((1,), 2.0)])[:, None]  # the intercept's curvature is at most ¼
-    solution = features.new_zeros(features.shape[1] + 1, num_classes) if start is None else start / scale
+    curvature = features.square().mean(dim=0).double() / 4 + weight_decay
+    scale = torch.cat([curvature.rsqrt(), curvature.new_full((1,), 2.0)])  # the intercept's is at most ¼
+    # A class a row: products with a few columns are several times as slow (benchmarks/NOTES.md).
+    solution = scale.new_zeros(num_classes, len(scale)) if start is None else start.T / scale
     solution.requires_grad_(True)
-    loss_of = make_loss("cross_entropy", weights=None if weights is None else weights.to(features))
+    loss_of = make_loss("cross_entropy", weights=None if weights is None else weights.to(scale))
     optimizer = torch.optim.LBFGS(
         [solution],
         max_iter=ITERATIONS,
@@ -68,17 +74,19 @@ def fit_logistic(
     def closure() -> Tensor:
         optimizer.zero_grad()
         unscaled = scale * solution
-        loss = loss_of(predict_logits(features, unscaled), targets)
-        loss = loss + weight_decay / 2 * unscaled[:-1].square().sum()
+        loss = loss_of(predict_logits(features, unscaled.T), targets)
+        loss = loss + weight_decay / 2 * unscaled[:, :-1].square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return scale * solution.detach()
+    return (scale * solution.detach()).T
 
 
 def predict_logits(features: Tensor, solution: Tensor) -> Tensor:
-    return features @ solution[:-1] + solution[-1]
+    """(N, D), (D + 1, K) → float64 (N, K)"""
+    weights, intercepts = solution.T.split([features.shape[1], 1], dim=1)
+    return ((weights.to(features.dtype) @ features.T).double() + intercepts).T
 
 
 def run(problem: Problem) -> Prediction:
@@ -156,31 +164,27 @@ def pick_weight_decay(
     tick: Tick,
     tolerance: float = TOLERANCE,
 ) -> tuple[Tensor, float, list[dict[str, Any]]]:
-    """Solve for one weight decay after another, and take the one that validation likes best.
+    """Solve for one weight decay after another, take the one that validation likes best, and solve that on.
+
+    What is compared is solved up to a tolerance of :data:`COMPARED`, for which products in float32 do.
 
     Args:
-        features, targets, num_classes, weights, tolerance: of :func:`fit_logistic`.
+        features: float32 (N, D).
+        targets, num_classes, weights, tolerance: of :func:`fit_logistic`.
         score: the validation metrics of a solution, and the one that picks.
         tick: reports progress, as a problem's does.
 
     Returns:
         The solution (D + 1, K), its weight decay, and the log of all that were tried.
     """
+    fit = partial(fit_logistic, targets=targets, num_classes=num_classes, weights=weights)
     best: tuple[Tensor, float] | None = None
     best_score = float("-inf")
     solution: Tensor | None = None
     worse = 0
     log: list[dict[str, Any]] = []
     for tried, decay in enumerate(WEIGHT_DECAYS):
-        solution = fit_logistic(
-            features,
-            targets,
-            num_classes=num_classes,
-            weight_decay=decay,
-            weights=weights,
-            start=solution,
-            tolerance=tolerance,
-        )
+        solution = fit(features, weight_decay=decay, start=solution, tolerance=max(tolerance, COMPARED))
         metrics, found = score(solution)
         log.append({"weight_decay": decay, "val": metrics})
         if found > best_score:
@@ -189,4 +193,7 @@ def pick_weight_decay(
             break
         tick(tried + 1, len(WEIGHT_DECAYS), "weight decay")
     assert best is not None  # a score is a number: validation sees to it
-    return *best, log
+    compared, decay = best
+    if tolerance < COMPARED:
+        compared = fit(features.double(), weight_decay=decay, start=compared, tolerance=tolerance)
+    return compared, decay, log

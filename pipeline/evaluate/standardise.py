@@ -24,7 +24,8 @@ class PrincipalAxes(Standardise):
     """Standardised, then along the training features' principal axes.
 
     The rotation leaves a penalised linear classifier's solution the same and its problem far easier. With
-    fewer samples than features only the samples' own span is kept: nothing outside it can be used.
+    fewer samples than features only the samples' own span is kept: nothing outside it can be used. Products
+    of all features are in float32, as the features are: axes that are off by its rounding are as good.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -33,11 +34,12 @@ class PrincipalAxes(Standardise):
         if len(features) < features.shape[1]:
             self.basis = torch.linalg.svd(scaled, full_matrices=False).Vh.T
         else:
-            self.basis = torch.linalg.eigh(scaled.T @ scaled).eigenvectors
+            rounded = scaled.float()
+            self.basis = torch.linalg.eigh((rounded.T @ rounded).double()).eigenvectors
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, D) → (N, D'), D' at most the number of training samples"""
-        return super().__call__(features) @ self.basis
+        """(N, D) → (N, D') float32, D' at most the number of training samples"""
+        return super().__call__(features).float() @ self.basis.float()
 
     def unscaled(self, solution: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (D, K) and intercepts (K,) that do to features as they are what ``solution`` does to scaled

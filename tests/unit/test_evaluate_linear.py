@@ -23,7 +23,7 @@ def test_solution_is_scikit_learns(balanced: bool) -> None:
     features, targets = features[:100], targets[:100].clone()
     targets[:30] = 0
     standardise = PrincipalAxes(features)
-    x = standardise(features)
+    x = standardise(features).double()
     decay = 0.03
     weights = class_weights(targets, 3) if balanced else None
     found = fit_logistic(x, targets, num_classes=3, weight_decay=decay, weights=weights)
@@ -36,7 +36,7 @@ def test_solution_is_scikit_learns(balanced: bool) -> None:
 
 def test_start_does_not_change_the_solution() -> None:
     features, targets = blobs(60, 5)
-    x = PrincipalAxes(features)(features)
+    x = PrincipalAxes(features)(features).double()
     far = fit_logistic(x, targets, num_classes=3, weight_decay=1.0)
     cold = fit_logistic(x, targets, num_classes=3, weight_decay=0.01)
     warm = fit_logistic(x, targets, num_classes=3, weight_decay=0.01, start=far)
@@ -75,7 +75,7 @@ def test_multilabel_is_one_regression_a_class() -> None:
     features, labels = blobs(90, 6)
     targets = torch.nn.functional.one_hot(labels, 3).float()
     targets[:, 1] = (features[:, 0] > 0).float()
-    x = PrincipalAxes(features)(features)
+    x = PrincipalAxes(features)(features).double()
     found = fit_logistic(x, targets, num_classes=3, weight_decay=0.05)
     for k in range(3):
         # the mean is over samples and classes, so one class alone has a third of the loss
