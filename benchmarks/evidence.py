@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.figures import commit, hardware
 from pipeline.experiment_file import load_experiment
@@ -42,8 +43,8 @@ def run(command: list[str], *, seconds: float | None) -> int:
     return UNFINISHED
 
 
-def sittings(path: Path) -> list[float]:
-    """Seconds of each sitting so far."""
+def sittings(path: Path) -> list[dict[str, Any]]:
+    """Seconds and commit of each sitting so far."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
@@ -61,16 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
     said += [part for setting in given.set for part in ("--set", setting)]
     folder = given.runs / load_experiment(given.experiment, given.set).name
     places = ["--store", str(given.store), "--runs", str(given.runs)]
-    began = time.monotonic()
+    began, at = time.monotonic(), commit()
     code = run(
         [sys.executable, *said[1:], "--cluster", "local", *places],
         seconds=None if given.minutes is None else 60 * given.minutes,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    spent = [*sittings(folder / "sittings.json"), round(time.monotonic() - began, 1)]
-    (folder / "sittings.json").write_text(json.dumps(spent), encoding="utf-8")
+    record = folder / "sittings.json"
+    sat = [*sittings(record), {"seconds": round(time.monotonic() - began, 1), "commit": at}]
+    record.write_text(json.dumps(sat), encoding="utf-8")
+    seconds = sum(one["seconds"] for one in sat)
     if code:
-        print(f"not done after {len(spent)} sittings, {sum(spent):.0f} s: give the same command again")
+        print(f"not done after {len(sat)} sittings, {seconds:.0f} s: give the same command again")
         return code
     report = (folder / "tables" / "report.md").read_text(encoding="utf-8")
     title, tables = report.split("\n", 1)
@@ -79,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         "",
         f"    {' '.join(said)}",
         "",
-        f"Commit {commit()}, {hardware()}; {sum(spent) / 60:.0f} minutes in {len(spent)} sittings.",
+        f"Commit {', '.join(dict.fromkeys(one['commit'] for one in sat))}, {hardware()};"
+        f" {seconds / 60:.0f} minutes in {len(sat)} sittings.",
     ]
     given.out.write_text("\n".join(head) + "\n" + PLOT.sub("", tables), encoding="utf-8")
     print(f"wrote {given.out}")

@@ -56,7 +56,7 @@ def square(
         left, top = (wide - side) / 2, (high - side) / 2
         wide = high = side
     elif fit == "pad":
-        room = (min(size, round(wide / high * size)), min(size, round(high / wide * size)))
+        room = (max(1, min(size, round(wide / high * size))), max(1, min(size, round(high / wide * size))))
     box = (left, top, left + wide, top + high)
     if room != image.size or box != (0, 0, *image.size):
         image = image.resize(room, Image.Resampling.BICUBIC, box=box)

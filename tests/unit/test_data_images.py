@@ -61,6 +61,12 @@ def test_fits_squash_crop_and_pad_do_what_they_say():
     assert squashed[0, 4, 4] == 255 and squashed[0, 4, 0] == 0
 
 
+@pytest.mark.parametrize("size", [(3, 400), (400, 6)])
+def test_a_very_long_image_is_a_line_in_its_square(size):
+    padded = square(Image.new("RGB", size, (255, 255, 255)), 32, "pad")
+    assert (padded[0] > 0).sum() == 32
+
+
 @pytest.mark.parametrize("size", [(31, 17), (17, 31), (20, 20), (12, 12), (12, 40)])
 def test_fits_are_pillows(size):
     image = picture(*size, seed=3)
