@@ -51,7 +51,7 @@ def make_step(
     method = load_method(name)({"vit": net}, options, image_size=sizes["size"], seed=0).to(device).train()
     optimizer = make_optimizer(method, Training())
     views = [torch.rand(batch, 3, view.size, view.size, device=device) for view in method.views]
-    progress = Progress(step=5, steps=10, epoch=2.0, epochs=4.0, steps_per_epoch=2)
+    progress = Progress(step=5, steps=10, epoch=2.0, epochs=4.0)
     on_gpu = device.type == "cuda"
     precision = torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else contextlib.nullcontext()
 

@@ -19,7 +19,7 @@ import torch
 from pipeline.errors import UserError, one_line
 from pipeline.methods.load import load_method, load_search
 from pipeline.methods.registry import searched_option
-from pipeline.nets.backbone import Net, create_backbone
+from pipeline.nets.backbone import Net, create_backbone, evaluating
 from pipeline.specs import Backbone, FinetuneSpec, PretrainSpec
 from pipeline.stages.training import make_nets
 
@@ -94,11 +94,11 @@ def _see(net: Net, backbone: Backbone) -> None:
 def _refusal(net: Net) -> UserError | None:
     size = net.image_size
     try:
-        net.eval().features(torch.zeros(2, 3, size, size))
+        with evaluating(net):
+            net.features(torch.zeros(2, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         said = one_line(error)[:120]
         return UserError(f"backbone '{net.name}' cannot take images of {size} pixels ({said})")
-    net.train()
     return None
 
 

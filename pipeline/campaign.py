@@ -94,7 +94,7 @@ class Campaign:
             active = self._carry_over_jobs(cluster)
             active, overtaken = self._overtaken(stages, active)
             pending = self._startable(pending_tasks(self.manifest, stages, active), active)
-            preflight(pending)
+            preflight(pending, self._sharded(pending))
             still = {task.id for task in pending_tasks(self.manifest, stages, active)}
             pending = [task for task in pending if task.id in still]  # another experiment shares the store
             if overtaken:
@@ -207,6 +207,15 @@ class Campaign:
             if not late:
                 break
         return stay, sorted({self.manifest.jobs[task] for task in active - stay})
+
+    def _sharded(self, pending: Sequence[Task]) -> dict[str, Path]:
+        """The folders of the data sets that need not be sharded, by task."""
+        waiting = {task.id for task in pending}
+        return {
+            task.id: self.manifest.folder(task)
+            for task in self.manifest.tasks
+            if task.stage == "shard" and task.id not in waiting and self.manifest.receipt(task)
+        }
 
     def _startable(self, pending: list[Task], active: set[str]) -> list[Task]:
         """Leave out, with a word, the tasks whose needs neither are done nor will be run.

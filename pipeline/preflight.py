@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.evaluate.protocols import PROTOCOLS
 from pipeline.installed import check_torch
 from pipeline.manifest import Task
 from pipeline.specs import TRAINING_STAGES, FinetuneSpec, PretrainSpec, ShardSpec
 
 
-def preflight(pending: Sequence[Task]) -> None:
+def preflight(pending: Sequence[Task], sharded: Mapping[str, Path] | None = None) -> None:
     """Check what the tasks read, the names that only timm and torch know, and that nets can be built.
 
+    Args:
+        pending: the tasks still to run.
+        sharded: folders of data sets that are there already, by the task that made each.
+
     Raises:
-        UserError, shards.InputError: a missing folder, file or CSV column, an unknown timm name or
-            augmentation recipe, missing weights, a torch and a torchvision that do not fit, and what
-            :func:`pipeline.buildable.check_buildable` finds.
+        UserError, shards.InputError: a missing folder, file or CSV column, an unknown timm name, missing
+            weights, a torch and a torchvision that do not fit, objects without outlines for a protocol that
+            needs them, and what :func:`pipeline.buildable.check_buildable` finds.
     """
-    stages = {task.stage for task in pending}
     trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
     tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
-    if "shard" in stages:
-        from pipeline.stages.shard import check_source
-
-        outlined = {spec.dataset: spec.protocol for spec in tuned if PROTOCOLS[spec.protocol].outlines}
-        for task in pending:
-            if task.stage == "shard":
-                name = ShardSpec.model_validate(task.spec).dataset.name
-                check_source(task, outlined=outlined.get(name))
-    if stages & {*TRAINING_STAGES, "finetune"}:
-        check_torch()
-    recipes = {spec.train.augment for spec in trained} | {spec.settings.augment for spec in tuned}
-    _check_recipes({recipe for recipe in recipes if recipe is not None})
+    _check_data(pending, tuned)
+    _check_outlines(pending, sharded or {})
     if trained or tuned:
+        check_torch()
         from pipeline.buildable import check_buildable
 
         check_buildable(trained, tuned)
 
 
-def _check_recipes(recipes: set[str]) -> None:
-    from pipeline.data.augment import Augment
+def _check_data(pending: Sequence[Task], tuned: Sequence[FinetuneSpec]) -> None:
+    """Of data sets that are not sharded yet."""
+    tasks = [task for task in pending if task.stage == "shard"]
+    if not tasks:
+        return
+    from pipeline.stages.shard import check_source
 
-    for recipe in sorted(recipes):
-        Augment(recipe, size=8)
+    outlined = {spec.dataset: spec.protocol for spec in tuned if PROTOCOLS[spec.protocol].outlines}
+    for task in tasks:
+        name = ShardSpec.model_validate(task.spec).dataset.name
+        check_source(task, outlined=outlined.get(name))
+
+
+def _check_outlines(pending: Sequence[Task], sharded: Mapping[str, Path]) -> None:
+    """Of data sets that are there."""
+    tasks = [t for t in pending if t.stage == "finetune" and PROTOCOLS[t.spec["protocol"]].outlines]
+    if not tasks:
+        return
+    from shards.index import INDEX, read_json
+
+    for task in tasks:
+        protocol = task.spec["protocol"]
+        for folder in (sharded[need] for need in task.needs if need in sharded):
+            if not read_json(folder / INDEX).get("outlined", False):
+                raise UserError(
+                    f"finetune.protocols: {protocol} needs the outline of every object, and in {folder} some"
+                    " have none; the protocol detect needs boxes only"
+                )

@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.data.recipes import find_recipe
+from pipeline.errors import UserError
 from pipeline.typed import Typed
 
 Architecture = Literal["cnn", "vit"]
@@ -61,9 +63,18 @@ def _no_number_as_text(value: Any) -> Any:
     return value
 
 
+def _known_recipe(name: str) -> str:
+    try:
+        find_recipe(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
 Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
 TimmArg = Annotated[Any, AfterValidator(_no_number_as_text)]
 UserPath = Annotated[str, AfterValidator(_reachable)]
+RecipeName = Annotated[str, AfterValidator(_known_recipe)]
 
 
 class Strict(Typed):
@@ -212,9 +223,9 @@ class Training(Strict):
     accumulate: int = Field(1, ge=1)
     image_size: int = Field(224, ge=8, le=2048)
     fit: Literal["squash", "crop", "pad"] = "squash"  # how other shapes become square
-    # A recipe of pipeline.data.augment for whole views; small crops get the one called so with _local, where
+    # A recipe of pipeline.data.recipes for whole views; small crops get the one called so with _local, where
     # there is one, else their own. None: the method's own.
-    augment: str | None = None
+    augment: RecipeName | None = None
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)  # at this batch size
     lr_min: float = Field(1e-6, ge=0)
@@ -248,7 +259,7 @@ class FinetuneSettings(Strict):
     batch_size: int = Field(16, ge=1)
     image_size: int | None = Field(None, ge=8, le=2048)  # None: as pretrained
     fit: Literal["squash", "crop", "pad"] = "squash"
-    augment: str = "light"
+    augment: RecipeName = "light"
     optimizer: Literal["adamw", "adam", "sgd"] = "adam"
     lr: float = Field(3e-4, gt=0)
     lr_min: float = Field(1e-6, ge=0)

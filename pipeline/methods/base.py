@@ -31,13 +31,11 @@ class View:
     Attributes:
         recipe: a recipe of ``pipeline.data.augment``, unless the training settings name another.
         size: side in pixels.
-        same_as: number of an earlier view whose random draws this one repeats; None: its own.
         turn: quarter turns, anticlockwise, that the image is given before anything else.
     """
 
     recipe: str
     size: int
-    same_as: int | None = None
     turn: int = 0
 
 
@@ -50,14 +48,12 @@ class Progress:
         steps: of the whole training.
         epoch: fractional, from 0.
         epochs: of the whole training.
-        steps_per_epoch: optimiser steps an epoch; not always a whole number.
     """
 
     step: int
     steps: int
     epoch: float
     epochs: float
-    steps_per_epoch: float
 
     @property
     def share(self) -> float:

@@ -20,7 +20,7 @@ from pipeline.methods.dino import check_crop_size, default_local_size
 from pipeline.methods.losses import cosine_distance, info_nce, nt_xent, variance_covariance
 from pipeline.methods.patches import PatchAgreement
 from pipeline.nets.auxiliary import AuxiliaryHead
-from pipeline.nets.backbone import Net
+from pipeline.nets.backbone import Net, evaluating
 from pipeline.nets.heads import mlp
 
 ARCHS = ("cnn", "vit")
@@ -104,7 +104,10 @@ class CrossArchitecture(Method):
             if chosen and len(chosen) < len(losses):
                 logged[f"loss_{kind}"] = torch.stack(chosen).mean()
         if self.patches is not None:
-            agreement = self.patches(maps["cnn"], maps["vit"])
+            learns = self.options["cross_gradient"]
+            agreement = self.patches(
+                *(maps[arch] if learns in ("both", arch) else maps[arch].detach() for arch in ARCHS)
+            )
             loss = loss + self.options["patch_weight"] * agreement
             logged["loss_patches"] = agreement.detach()
         return {"loss": loss, **logged}
@@ -274,8 +277,6 @@ def _kind(pair: Pair) -> str:
 
 def _auxiliary(kind: str, net: Net, image_size: int) -> AuxiliaryHead:
     """A head on a net's last map."""
-    training = net.training
-    with torch.no_grad():
-        grid = net.eval().feature_map(torch.zeros(1, 3, image_size, image_size)).shape[2:]
-    net.train(training)
+    with torch.no_grad(), evaluating(net):
+        grid = net.feature_map(torch.zeros(1, 3, image_size, image_size)).shape[2:]
     return AuxiliaryHead(kind, net.map_channels, grid=(int(grid[0]), int(grid[1])))

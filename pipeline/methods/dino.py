@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.methods.base import OneNet, Progress, View, cosine_momentum, follow, slow_copy
 from pipeline.methods.collective import mean_over_ranks
-from pipeline.nets.backbone import Net
+from pipeline.nets.backbone import Net, evaluating
 from pipeline.nets.heads import DinoHead
 
 GLOBAL = {  # recipes of the two global crops, by option ``crops``
@@ -188,19 +188,21 @@ def default_local_size(image_size: int, grid: int) -> int:
 
 
 def check_crop_size(net: Net, size: int, *, label: str) -> None:
-    """Refuse a size of small crops that a backbone cannot take.
+    """Refuse a size of small crops that a backbone cannot take, or that is not small.
 
     Raises:
         UserError: names the backbone and what the crops are.
     """
-    training = net.training
+    if size >= net.image_size:
+        raise UserError(
+            f"{label} of {size} pixels are not smaller than the images of {net.image_size}: set a smaller"
+            " local_size, or n_local 0"
+        )
     try:
-        with torch.no_grad():
-            net.eval().features(torch.zeros(1, 3, size, size))
+        with torch.no_grad(), evaluating(net):
+            net.features(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"backbone '{net.name}' cannot take {label} of {size} pixels "
             f"({str(error).splitlines()[0][:120]}); set local_size, or n_local 0"
         ) from None
-    finally:
-        net.train(training)

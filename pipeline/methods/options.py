@@ -67,6 +67,10 @@ class CrossArchitectureOptions(Options):
             raise ValueError(f"teacher goes with infonce, nt_xent or none, not with {self.regulariser}")
         if self.auxiliary and self.regulariser == "stop_gradient":
             raise ValueError("auxiliary does not go with stop_gradient: its heads have no predictors")
+        if self.patch_weight and self.pairs == "self":
+            raise ValueError(
+                "patch_weight compares the nets with each other: it needs pairs cross or cross+self"
+            )
         if self.patch_weight and self.head == "logits":
             raise ValueError("patch_weight needs head projector: logits have no places")
         if self.patch_weight and self.views == 2 and self.pairs == "cross" and not self.symmetric:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.methods.dino import make_head
 from pipeline.nets.auxiliary import AuxiliaryHead
-from pipeline.nets.backbone import Net
+from pipeline.nets.backbone import Net, evaluating
 from pipeline.nets.heads import DinoHead, dino_mlp
-from pipeline.nets.last_block import LastBlock, evaluating, last_block
+from pipeline.nets.last_block import LastBlock, last_block
 
 BASE = "base"
 

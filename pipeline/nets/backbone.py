@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import timm
@@ -118,14 +120,8 @@ class Net(nn.Module):
 
     forward = logits
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """The last patch grid or feature map, flattened row by row, without class or register tokens.
-
-        images: (B, 3, H, W) in [0, 1] → (B, N, C)
-        """
-        return self._as_tokens(self.net.forward_features(self.normalise(images)))
-
     def _as_tokens(self, out: Tensor) -> Tensor:
+        """(B, N, C): the patch grid or feature map row by row, without class or register tokens."""
         if out.ndim == 3:
             return out[:, getattr(self.net, "num_prefix_tokens", 0) :]
         if getattr(self.net, "output_fmt", "NCHW") == "NHWC":
@@ -160,6 +156,18 @@ class Net(nn.Module):
         pool = {"global_pool": self.args["global_pool"]} if "global_pool" in self.args else {}
         self.net.reset_classifier(0, **pool)
         return self
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within this a module is in eval mode; afterwards each of its parts is in the mode that it was in."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, was in training.items():
+            part.training = was
 
 
 def create_backbone(

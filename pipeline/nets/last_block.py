@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.nets.architectures import PLAIN_VIT
-from pipeline.nets.backbone import Net
+from pipeline.nets.backbone import Net, evaluating
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,6 @@ def check_maskable(net: Net) -> None:
             f"backbone '{net.name}' has no patch embeddings that could be masked and found again in its last"
             f" block: expected {PLAIN_VIT}"
         )
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within this a module is in eval mode."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.backbone import Net
+from pipeline.nets.backbone import Net, evaluating
 
 STRIDES = (4, 8, 16, 32)
 
@@ -101,14 +101,8 @@ def last_map(net: Net, images: Tensor) -> Tensor:
 @contextmanager
 def _looking_at(net: Net) -> Iterator[Tensor]:
     """A black image of the size that the net was built for; inside, the net neither learns nor counts."""
-    training = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield next(net.parameters()).new_zeros(1, 3, net.image_size, net.image_size)
-    finally:
-        for module, was in training.items():
-            module.training = was
+    with torch.no_grad(), evaluating(net):
+        yield next(net.parameters()).new_zeros(1, 3, net.image_size, net.image_size)
 
 
 def _strides_of(maps: list[Tensor], net: Net, image: Tensor) -> list[float]:

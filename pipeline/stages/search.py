@@ -75,7 +75,6 @@ def _end(trained: Trained, spec: SearchSpec) -> Progress:
         steps=trained.steps,
         epoch=epochs,
         epochs=epochs,
-        steps_per_epoch=max(1, round(trained.steps / epochs)),
     )
 
 

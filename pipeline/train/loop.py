@@ -282,7 +282,6 @@ class Loop:
             steps=self.steps,
             epoch=step / self.steps_per_epoch,
             epochs=self.training.epochs,
-            steps_per_epoch=max(1, round(self.steps_per_epoch)),
         )
 
     def _set_rates(self, step: int) -> dict[str, float]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.data.augment import RECIPES, Augment
+from pipeline.data.augment import Augment
 from pipeline.data.draws import sample_keys
 from pipeline.data.feed import Batch
+from pipeline.data.recipes import RECIPES
 from pipeline.methods.base import View
 
 
@@ -36,20 +37,16 @@ class Views:
 
     def __call__(self, batch: Batch, count: int | None = None) -> list[torch.Tensor]:
         """(B, 3, size, size) float32 in [0, 1] for each view, or for the first ``count``."""
-        return [
-            augment(self._turned(batch, number), self._keys(batch, number)).contiguous(
-                memory_format=self.format
-            )
-            for number, augment in enumerate(self.augment[:count])
-        ]
+        views = []
+        for number, augment in enumerate(self.augment[:count]):
+            keys = sample_keys(batch.counters, seed=self.seed, view=number)
+            view = augment(self._turned(batch.images, number), keys)
+            views.append(view.contiguous(memory_format=self.format))
+        return views
 
-    def _turned(self, batch: Batch, number: int) -> torch.Tensor:
+    def _turned(self, images: torch.Tensor, number: int) -> torch.Tensor:
         turn = self.views[number].turn
-        return torch.rot90(batch.images, turn, (2, 3)) if turn else batch.images
-
-    def _keys(self, batch: Batch, number: int) -> torch.Tensor:
-        same_as = self.views[number].same_as
-        return sample_keys(batch.counters, seed=self.seed, view=number if same_as is None else same_as)
+        return torch.rot90(images, turn, (2, 3)) if turn else images
 
 
 def _recipe(view: View, given: str | None, *, small: bool) -> str:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pipeline.data.augment import RECIPES, Augment
+from pipeline.data.augment import Augment
 from pipeline.data.draws import sample_keys
+from pipeline.data.recipes import RECIPES
 from pipeline.train.boundary import Boundary
 from pipeline.train.distributed import World
 

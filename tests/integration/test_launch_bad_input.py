@@ -190,13 +190,16 @@ def test_empty_class(launch, images, tmp_path):
         (["backbones.cnn.name=resnet5000"], ["resnet5000", "did you mean 'resnet50"]),
         (["backbones.cnn.name=test_vit"], ["test_vit", "CNN"]),
         (["backbones.cnn.weights=/nowhere/w.pth"], ["/nowhere/w.pth", "not found"]),
-        (["pretrain.augment=lihgt"], ["lihgt", "did you mean 'light'"]),
-        (["finetune.augment=lihgt"], ["lihgt", "did you mean 'light'"]),
     ],
 )
 def test_names_only_timm_and_torch_know_are_checked_before_any_job(launch, pairs, words, tmp_path):
     refused(launch("all", *settings(*pairs)), *words)
     assert not list((tmp_path / "store").iterdir())
+
+
+@pytest.mark.parametrize("key", ["pretrain.augment", "finetune.augment", "methods.dino.train.augment"])
+def test_a_recipe_that_is_not_there_is_named_with_its_key(launch, key):
+    refused(launch("plan", *settings(f"{key}=lihgt")), key, "'lihgt'", "did you mean 'light'")
 
 
 def test_gpu_that_is_not_there(launch, monkeypatch):

@@ -189,8 +189,8 @@ def test_the_linear_probe_leaves_the_backbone_as_it_is(store: Path, tmp_path: Pa
     rows = index.rows("train", labelled=True)
     seen = images.ImageSet(index, rows, image_size=SIZE).batch(np.arange(len(rows)))
     with torch.no_grad():
-        tokens = net.tokens((seen.float() / 255).contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(used.flatten(2).transpose(1, 2), tokens, atol=1e-5, rtol=1e-4)
+        maps = net.feature_map((seen.float() / 255).contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(used, maps, atol=1e-5, rtol=1e-4)
 
 
 def test_a_class_that_validation_lacks_is_learned_all_the_same(store: Path, tmp_path: Path) -> None:

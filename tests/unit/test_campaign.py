@@ -219,7 +219,7 @@ def test_what_ended_while_a_launch_was_being_checked_is_left_alone(tmp_path, fak
     """Another experiment may share the store."""
     launched = campaign(tmp_path)
     task = launched.manifest.tasks[0]
-    monkeypatch.setattr("pipeline.campaign.preflight", lambda pending: leave_receipt(launched, task))
+    monkeypatch.setattr("pipeline.campaign.preflight", lambda pending, sharded: leave_receipt(launched, task))
     launched.launch(["shard"])
     assert launched.manifest.receipt(task) is not None and not fake.arrays
 

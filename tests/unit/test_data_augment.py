@@ -6,8 +6,9 @@ import torch
 import torchvision.transforms.v2.functional as tv
 
 from pipeline.data import colour, geometry
-from pipeline.data.augment import RECIPES, Augment
+from pipeline.data.augment import Augment
 from pipeline.data.draws import Draws, sample_keys
+from pipeline.data.recipes import RECIPES
 from pipeline.errors import UserError
 
 torch.set_num_threads(1)
@@ -201,3 +202,37 @@ def test_recipes_do_what_they_say_as_often_as_they_say():
 def test_an_unknown_recipe_is_one_line_with_a_hint():
     with pytest.raises(UserError, match="'simclrr', did you mean 'simclr'"):
         Augment("simclrr", 32)
+
+
+STRONG, WEAK = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "jitter", "grey", "blur", "solarise"),
+    [
+        ("simclr", (0.08, 1), STRONG, 0.2, 0.5, 0),  # arXiv 2002.05709
+        ("byol_1", (0.08, 1), WEAK, 0.2, 1.0, 0),  # 2006.07733, table 6
+        ("byol_2", (0.08, 1), WEAK, 0.2, 0.1, 0.2),
+        ("dino_global_1", (0.4, 1), WEAK, 0.2, 1.0, 0),  # 2104.14294
+        ("dino_global_2", (0.4, 1), WEAK, 0.2, 0.1, 0.2),
+        ("dino_local", (0.05, 0.4), WEAK, 0.2, 0.5, 0),
+        ("wide_global_1", (0.14, 1), WEAK, 0.2, 1.0, 0),  # 2310.05108
+        ("wide_global_2", (0.14, 1), WEAK, 0.2, 0.1, 0.2),
+        ("gentle", (0.3, 1), WEAK, 0.1, 0, 0),  # ours; docs/methods/cass.md
+        ("gentle_local", (0.1, 0.4), WEAK, 0.1, 0, 0),
+    ],
+)
+def test_recipes_are_what_they_are_said_to_be(name, scale, jitter, grey, blur, solarise):
+    recipe = RECIPES[name]
+    (block,) = recipe.blocks
+    assert (recipe.scale, recipe.hflip, recipe.vflip) == (scale, 0.5, 0)
+    assert (block.p, block.jitter, block.perspective, block.rotation) == (0.8, jitter, 0, 0)
+    assert (recipe.grayscale, recipe.blur, recipe.solarise) == (grey, blur, solarise)
+
+
+def test_cass_recipe_is_the_published_one():
+    recipe = RECIPES["cass"]  # arXiv 2206.04170 and its code
+    first, second = recipe.blocks
+    assert (recipe.scale, recipe.hflip, recipe.vflip, recipe.grayscale, recipe.blur) == (None, 0.3, 0.3, 0, 0)
+    assert (first.p, first.jitter, first.perspective, first.rotation) == (0.3, (0.2, 0.2, 0.2, 0), 0.2, 0)
+    assert (second.p, second.jitter, second.perspective, second.rotation) == (0.3, (0.2, 0.2, 0.2, 0), 0, 10)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.augment import RECIPES, Augment, Block, Recipe
+from pipeline.data.augment import Augment
 from pipeline.data.boxes import Placement, clip, masks_through, through
 from pipeline.data.draws import sample_keys
 from pipeline.data.images import square
+from pipeline.data.recipes import RECIPES, Block, Recipe
 
 SIZE = 96
 SHAPES = [(96, 96), (200, 120), (90, 150), (301, 77)]

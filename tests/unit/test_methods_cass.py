@@ -18,7 +18,7 @@ CNN = Backbone(name="test_resnet")
 VIT = Backbone(
     name="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 )
-START = Progress(step=0, steps=10, epoch=0.0, epochs=1.0, steps_per_epoch=10)
+START = Progress(step=0, steps=10, epoch=0.0, epochs=1.0)
 SMALL = {"projector_hidden": 32, "projector_dim": 16, "predictor_hidden": 8}
 
 
@@ -165,6 +165,18 @@ def test_cross_gradient_leaves_what_a_net_learns_from_itself():
     (info_nce(*vectors, temperature=0.2) / 4).backward()
     for (name, p), (_, q) in zip(method.nets["cnn"].named_parameters(), own.nets["cnn"].named_parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_cross_gradient_holds_for_places_too():
+    plain, patches = ({"cross_gradient": "vit", "projector_hidden": 16}, {"patch_weight": 0.5})
+    views = images(6, 2)
+    gradients = []
+    for given in (plain, plain | patches):
+        method = make("cass_nce", **given)
+        method(views, START)["loss"].backward()
+        gradients.append([gradient_of(method.nets[arch]) for arch in ("cnn", "vit")])
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-4), "the CNN learns from itself alone"
+    assert gradients[0][1] != pytest.approx(gradients[1][1], rel=1e-2)
 
 
 def test_with_teachers_every_side_learns_from_the_other_sides_slow_average():
@@ -335,6 +347,7 @@ def test_a_net_learns_from_its_heads_slow_copy_and_the_head_from_the_nets():
         ("cass", {"patch_weight": 0.5, "views": 2}, "patch_weight needs head projector"),
         ("cass_nce", {"patch_weight": 0.5, "pairs": "cross", "symmetric": False}, "the same views"),
         ("cass_vc", {"regulariser": "stop_gradient", "auxiliary": True}, "auxiliary does not go with"),
+        ("cass_nce", {"patch_weight": 0.5, "pairs": "self"}, "compares the nets with each other"),
         ("cass_nce", {"pairs": "cross", "cross_gradient": "vit"}, "the cnn would learn from nothing"),
         ("cass_nce", {"pairs": "self", "cross_gradient": "vit"}, "there is nothing to learn from the other"),
         ("cass", {"cross_gradient": "cnn"}, "the vit would learn from nothing"),
@@ -378,10 +391,11 @@ def test_whatever_is_accepted_trains_and_everything_in_it_learns():
         method = CrossArchitecture(copy.deepcopy(nets), options, image_size=32, seed=0)
         views = [torch.rand(3, 3, view.size, view.size) for view in method.views]
         method(views, START)["loss"].backward()
-        idle = {
-            name
-            for name, parameter in method.named_parameters()
-            if parameter.requires_grad and parameter.grad is None
-        }
-        assert not idle, (given, idle)
+        moved: dict[str, float] = {}  # of each net and head
+        for name, parameter in method.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, (given, name)
+                part = ".".join(name.split(".")[: 3 if name.startswith("patches") else 2])
+                moved[part] = moved.get(part, 0.0) + parameter.grad.abs().sum().item()
+        assert all(moved.values()), (given, moved)
     assert accepted > 25

@@ -53,7 +53,7 @@ def batch(method, n=6):
 
 
 def at(step, steps=3):
-    return Progress(step, steps, 2.0 + step / steps, 5.0, steps)
+    return Progress(step, steps, 2.0 + step / steps, 5.0)
 
 
 @pytest.mark.parametrize(("name", "archs"), TRAINED)
@@ -166,4 +166,4 @@ def test_weight_decay_spares_biases_and_norms():
 
 
 def test_views_repeat_a_recipe_with_their_own_draws():
-    assert make("simclr", ("cnn",)).views == [View("simclr", 32, None)] * 2
+    assert make("simclr", ("cnn",)).views == [View("simclr", 32)] * 2

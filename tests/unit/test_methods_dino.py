@@ -30,7 +30,7 @@ def views_of(method, n=4):
 
 
 def at(step, *, steps=10, epochs=2.0):
-    return Progress(step, steps, step * epochs / steps, epochs, steps / epochs)
+    return Progress(step, steps, step * epochs / steps, epochs)
 
 
 def test_loss_is_the_mean_over_all_pairs_of_different_views():
@@ -122,7 +122,7 @@ def test_last_layer_is_frozen_during_the_first_epoch_only():
 
 def test_teacher_temperature_rises_linearly_then_stays():
     method = make(teacher_warmup_epochs=2.0)
-    values = [method.teacher_temperature(Progress(0, 10, epoch, 10.0, 1)) for epoch in (0.0, 1.0, 2.0, 9.0)]
+    values = [method.teacher_temperature(Progress(0, 10, epoch, 10.0)) for epoch in (0.0, 1.0, 2.0, 9.0)]
     assert values == pytest.approx([0.04, 0.055, 0.07, 0.07])
 
 
@@ -134,6 +134,8 @@ def test_a_net_without_local_crops_needs_no_second_size():
 def test_local_crops_that_cannot_be_patched_are_refused():
     with pytest.raises(UserError, match=r"local crops of 20 pixels .*; set local_size, or n_local 0"):
         make(local_size=20)
+    with pytest.raises(UserError, match=r"32 pixels are not smaller than the images of 32: set a smaller"):
+        make(local_size=32)
 
 
 def test_teacher_drops_no_paths():

@@ -36,7 +36,7 @@ def views_of(method, n=3):
 
 
 def at(step, *, steps=10, epochs=2.0):
-    return Progress(step, steps, step * epochs / steps, epochs, steps / epochs)
+    return Progress(step, steps, step * epochs / steps, epochs)
 
 
 def stray(method):

@@ -20,8 +20,8 @@ SPECS = {
     ),
 }
 SMALL = {"out_dim": 16, "hidden": 16, "bottleneck": 8, "head": "search"}
-STEP = Progress(step=0, steps=10, epoch=0.0, epochs=2.0, steps_per_epoch=5)
-END = Progress(step=10, steps=10, epoch=100.0, epochs=100.0, steps_per_epoch=1)
+STEP = Progress(step=0, steps=10, epoch=0.0, epochs=2.0)
+END = Progress(step=10, steps=10, epoch=100.0, epochs=100.0)
 IMAGES = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -97,7 +97,7 @@ def test_the_teacher_is_as_warm_as_it_was_at_the_end_of_the_training():
         fixed(method, outputs, {kind: torch.randn(12, 64) for kind in method.kinds})
         return [row["discrepancy"] for row in method.rank([IMAGES], progress)]
 
-    middle = Progress(step=10, steps=10, epoch=25.0, epochs=25.0, steps_per_epoch=1)
+    middle = Progress(step=10, steps=10, epoch=25.0, epochs=25.0)
     warming = first(middle, teacher_temperature_start=0.2, teacher_temperature=0.6)
     assert warming == pytest.approx(first(END, teacher_temperature=0.4))
     assert warming != pytest.approx(first(END, teacher_temperature=0.6))

@@ -63,3 +63,26 @@ def test_learning_rate_scales_with_the_batch_where_the_recipe_says_so():
     assert resolve_recipe("dino", batch_size=1024)["lr"] == pytest.approx(4 * 5e-4)
     assert resolve_recipe("cass", batch_size=1024)["lr"] == 1e-3
     assert "lr_per_batch" not in resolve_recipe("dino", batch_size=64)
+
+
+# Of the papers and their released code; for CASS the code (SWA over the last quarter, no weight decay).
+PUBLISHED = {
+    "cass": {"optimizer": "adam", "lr": 1e-3, "lr_min": 1e-6, "weight_decay": 0.0, "averaging": "swa"},
+    "dino": {
+        "lr": 5e-4 / 4,
+        "warmup_epochs": 10,
+        "weight_decay": 0.04,
+        "weight_decay_end": 0.4,
+        "clip_grad": 3.0,
+    },
+    "hssl": {"lr": 7.5e-4 / 4, "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_grad": 0.3},
+    "scatsimclr": {"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-5, "clip_grad": None},
+}
+PUBLISHED["selfpatch"] = PUBLISHED["ibot"] = PUBLISHED["dino"]
+PUBLISHED["hssl_ibot"] = PUBLISHED["hssl"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_are_the_published_ones(name):
+    found = resolve_recipe(name, batch_size=64)
+    assert {key: found[key] for key in PUBLISHED[name]} == PUBLISHED[name]

@@ -28,7 +28,7 @@ def make(name="simclr", *, net="test_scatnet", **options):
 
 
 def at(epoch, *, epochs=100.0):
-    return Progress(step=int(epoch), steps=int(epochs), epoch=epoch, epochs=epochs, steps_per_epoch=1)
+    return Progress(step=int(epoch), steps=int(epochs), epoch=epoch, epochs=epochs)
 
 
 def batch(method, n=6):
@@ -53,10 +53,9 @@ def test_a_turned_view_is_the_turned_image_to_the_bit():
     for recipe in ("none", "simclr"):
         plain = View(recipe, 24)
         for turn in range(4):
-            turned = Views([plain, View(recipe, 24, same_as=0, turn=turn)], seed=5)(Batch(images, counters))
+            turned = Views([View(recipe, 24, turn=turn)], seed=5)(Batch(images, counters))
             by_hand = Views([plain], seed=5)(Batch(torch.rot90(images, turn, (2, 3)), counters))
-            assert torch.equal(turned[1], by_hand[0])
-            assert torch.equal(turned[0], Views([plain], seed=5)(Batch(images, counters))[0])
+            assert torch.equal(turned[0], by_hand[0])
 
 
 def test_rotation_is_asked_of_the_view_that_was_turned_so():

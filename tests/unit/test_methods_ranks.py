@@ -30,7 +30,7 @@ SMALL = {
     "patch_chunk": 7,
 }
 NAMES = [name for name, info in METHODS.items() if info.steps == "train"]
-STEP = Progress(step=1, steps=4, epoch=2.0, epochs=4.0, steps_per_epoch=1)
+STEP = Progress(step=1, steps=4, epoch=2.0, epochs=4.0)
 
 
 def make(name):

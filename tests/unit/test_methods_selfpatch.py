@@ -43,7 +43,7 @@ def views_of(method, n=2):
 
 
 def at(step, *, steps=10, epochs=2.0):
-    return Progress(step, steps, step * epochs / steps, epochs, steps / epochs)
+    return Progress(step, steps, step * epochs / steps, epochs)
 
 
 def gradients(method, loss):
@@ -101,8 +101,8 @@ def image_terms(method, views, now):
         {"patch_mean": "crops"},
         {"patch_crops": "global"},
         {"neighbours": "wrap", "n_local": 0},
-        {"top_k": 8, "local_size": 32},  # all crops of one size
-        {"patch_crops": "global", "local_size": 32, "n_local": 1},
+        {"top_k": 8, "local_size": 24},
+        {"patch_crops": "global", "local_size": 24, "n_local": 1},
     ],
     ids=str,
 )

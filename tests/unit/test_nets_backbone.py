@@ -32,7 +32,7 @@ def test_any_model_at_any_size_gives_features_tokens_and_logits(spec, size, arch
     images = torch.rand(2, 3, size, size)
     assert net.arch == arch and net.num_features == features
     assert net.features(images).shape == (2, features)
-    assert net.tokens(images).shape == (2, *tokens)
+    assert net.feature_map(images).flatten(2).transpose(1, 2).shape == (2, *tokens)
     assert net.logits(images).shape == (2, 1000) == net(images).shape
     before = net.features(images)
     assert torch.equal(net.headless().logits(images), before)
@@ -74,7 +74,7 @@ def test_token_order_is_row_by_row_for_every_layout():
         dark, bright = torch.zeros(2, 1, 3, size, size)
         cell = size // grid
         bright[..., :cell, -cell:] = 1.0  # the first row's last place
-        moved = (net.tokens(bright) - net.tokens(dark)).norm(dim=-1)[0]
+        moved = (net.feature_map(bright) - net.feature_map(dark)).norm(dim=1)[0].flatten()
         assert moved.argmax().item() == grid - 1, spec.name
 
 
@@ -90,7 +90,7 @@ def test_raw_tokens_are_those_that_the_last_norm_has_not_seen(args):
             images = torch.rand(2, 3, size, size)
             raw = net.raw_tokens(images)
             assert raw.shape == (2, (size // 16) ** 2, 16)
-            expected = net.net.fc_norm(net.tokens(images))
+            expected = net.net.fc_norm(net.feature_map(images).flatten(2).transpose(1, 2))
             torch.testing.assert_close(net.final_norm()(raw), expected)
             assert not torch.allclose(raw, expected)
 

@@ -31,7 +31,7 @@ def test_features_are_those_of_the_net(kind):
         assert torch.equal(last.features, net.features(IMAGES))
         assert last.tokens.shape[:2] == (3, last.height * last.width)
         if kind != "cnn":
-            assert torch.equal(last.normed, net.tokens(IMAGES))
+            assert torch.equal(last.normed, net.feature_map(IMAGES).flatten(2).transpose(1, 2))
 
 
 def test_tokens_are_raw_and_normed_is_after_the_nets_last_norm():

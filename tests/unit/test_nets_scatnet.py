@@ -43,7 +43,7 @@ def test_parameters_are_the_published_number(name, L, exact, published):
 def test_j_and_l_come_with_the_arguments_and_make_the_map_and_its_channels():
     net = create_backbone(Backbone(name="test_scatnet", args={"J": 3, "L": 2}), 32, seed=0)
     assert net.net.conv1.in_channels == 3 * (1 + 3 * 2 + 3 * 4)
-    assert net.tokens(torch.rand(2, 3, 32, 32)).shape == (2, 16, 16)
+    assert net.feature_map(torch.rand(2, 3, 32, 32)).flatten(2).transpose(1, 2).shape == (2, 16, 16)
     assert timm.create_model("scatnet8").scattering.extra_repr() == "J=2, L=16"
 
 

@@ -100,5 +100,10 @@ def test_preflight_asks_for_outlines_where_masks_are_to_be_learned(tmp_path):
         "pretrain: {image_size: 32}\n"
     )
     preflight(plan(load_experiment(str(path), ["finetune.protocols=[detect]"])))
+    tasks = plan(load_experiment(str(path), ["finetune.protocols=[detect, detect_masks]"]))
     with pytest.raises(UserError, match="detect_masks needs the outline"):
-        preflight(plan(load_experiment(str(path), ["finetune.protocols=[detect, detect_masks]"])))
+        preflight(tasks)
+    shards.write(shards.CocoSource(tmp_path / "in", **BCCD), tmp_path / "sharded")
+    later = [task for task in tasks if task.stage != "shard"]
+    with pytest.raises(UserError, match="detect_masks needs the outline"):
+        preflight(later, {"shard/x": tmp_path / "sharded"})

@@ -10,7 +10,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from pipeline.data.augment import RECIPES
+from pipeline.data.recipes import RECIPES
 from pipeline.errors import UserError
 from pipeline.methods.base import Method, View
 from pipeline.specs import Training
