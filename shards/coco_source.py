@@ -72,7 +72,7 @@ class CocoSource:
         classes = object_classes(list(samples.values()), self.classes, order)
         ignored: Counter[str] = Counter()
         unlisted = _unlisted(root, found, set(samples), exclude, ignored)
-        notes = gaps("annotation", [sample.path for sample in unlisted], [])
+        notes = gaps("annotation", [sample.path for sample in unlisted])
         notes += beside(root, self.images, found, exclude)
         if empty := [name for name in order if name not in classes]:
             notes.append(f"categories without any object are left out: {', '.join(empty[:10])}")

@@ -104,7 +104,7 @@ class CsvSource:
             example = f" ({missing[0]} does not exist)" if missing else ""
             raise InputError(f"{self.csv} has no mask in column '{self.mask_column}'{example}")
         samples.sort(key=lambda sample: sample.path)
-        notes = gaps("mask", sorted(without), [])
+        notes = gaps("mask", sorted(without))
         if missing:
             notes.append(f"{len(missing)} masks that {self.csv} names do not exist, e.g. {missing[0]}")
         values = mask_values(self.mask_classes, self.mask_ignore)

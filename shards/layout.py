@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -139,7 +139,13 @@ class Pairs:
 
 
 def pairs(
-    part: Part, suffixes: Sequence[str], exclude: Sequence[Path], ignored: Counter[str], *, ending: str = ""
+    part: Part,
+    suffixes: Sequence[str],
+    exclude: Sequence[Path],
+    ignored: Counter[str],
+    passed: Counter[str],
+    *,
+    ending: str = "",
 ) -> Pairs:
     """Match images and annotations by their relative paths without suffix.
 
@@ -148,6 +154,7 @@ def pairs(
         suffixes: of annotation files, lower case; of two files for one image the one whose suffix is first.
         exclude: folders whose images do not count.
         ignored: counts other files among the images, by suffix.
+        passed: counts other files among the annotations, by suffix, where they have a folder of their own.
         ending: what follows the image's name in the annotation's, such as ``_mask``.
 
     Raises:
@@ -157,12 +164,13 @@ def pairs(
     def annotates(path: Path) -> bool:
         return path.suffix.lower() in suffixes and path.stem.endswith(ending) and path.name[0] != "."
 
-    files = walk(part.annotations, Counter(), annotates) if part.annotations.is_dir() else []
+    together = part.images.resolve() == part.annotations.resolve()
+    other = Counter[str]() if together else passed
+    files = walk(part.annotations, other, annotates) if part.annotations.is_dir() else []
     by_name: dict[Path, Path] = {}
     for path in sorted(files, key=lambda path: suffixes.index(path.suffix.lower())):
         by_name.setdefault(path.relative_to(part.annotations).with_suffix(""), path)
     excluded = {path.resolve() for path in exclude}
-    together = part.images.resolve() == part.annotations.resolve()
     if not together:
         excluded.add(part.annotations.resolve())
     found = []
@@ -178,11 +186,17 @@ def path_below(root: Path, path: Path) -> str:
     return text(path.relative_to(root).as_posix())
 
 
-def gaps(what: str, without: Sequence[str], left: Sequence[str]) -> list[str]:
-    """What the user should know of images without annotation, and of annotations without image."""
+def gaps(
+    what: str, without: Sequence[str], left: Sequence[str] = (), passed: Mapping[str, int] | None = None
+) -> list[str]:
+    """What the user should know of images without annotation, of annotations without image and of files among
+    the annotations that are none."""
     notes = []
     if without:
         notes.append(f"{len(without)} images have no {what}, e.g. {without[0]}: they are unlabelled")
     if left:
         notes.append(f"{len(left)} {what} files belong to no image, e.g. {left[0]}")
+    if passed:
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(passed.items()))
+        notes.append(f"files among the annotations that were not read as {what} files: {kinds}")
     return notes

@@ -50,13 +50,14 @@ class MaskSource:
         samples: list[Sample] = []
         left: list[str] = []
         ignored: Counter[str] = Counter()
+        passed: Counter[str] = Counter()
         given = parts(root, self.images, self.masks, key="masks")
         for part in given:
             if part.images.resolve() == part.annotations.resolve() and not self.mask_suffix:
                 raise InputError(
                     f"images and masks are one folder, {part.images}: mask_suffix must tell them apart"
                 )
-            found = pairs(part, SUFFIXES, exclude, ignored, ending=self.mask_suffix)
+            found = pairs(part, SUFFIXES, exclude, ignored, passed, ending=self.mask_suffix)
             left += [path_below(root, path) for path in found.left]
             for path, mask in found.found:
                 file = None if mask is None else MaskFile(path_below(root, mask), mask)
@@ -69,7 +70,7 @@ class MaskSource:
             example = f" (for {without[0]}, the same name with {self.mask_suffix}.png)" if without else ""
             raise InputError(f"no image in {root / self.images} has a mask in {root / self.masks}{example}")
         samples.sort(key=lambda sample: sample.path)
-        notes = gaps("mask", without, left) + beside(root, self.images, given, exclude)
+        notes = gaps("mask", without, left, passed) + beside(root, self.images, given, exclude)
         return Listing("segmentation", [], samples, dict(sorted(ignored.items())), notes, values)
 
 

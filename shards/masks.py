@@ -34,7 +34,7 @@ class MaskFile:
 
         Raises:
             OSError, codec.Unreadable: the file cannot be read or decoded.
-            InputError: it is no mask: 16-bit, or in colour.
+            InputError: it is no mask: of more than 8 bits, or in colour.
         """
         with codec.reasons(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -45,7 +45,8 @@ class MaskFile:
         if image.mode == "1":
             return np.asarray(image.convert("L"))
         if image.mode in codec.GREY16_MODES:
-            raise InputError(f"mask {self.path} is 16-bit: expected 8-bit grey or a palette")
+            depth = {"I": "of 32-bit integers", "F": "of floating-point numbers"}.get(image.mode, "16-bit")
+            raise InputError(f"mask {self.path} is {depth}: expected 8-bit grey or a palette")
         channels = np.asarray(image.convert("RGBA"))
         if (channels[..., :3] != channels[..., :1]).any() or (channels[..., 3] != 255).any():
             raise InputError(

@@ -53,9 +53,10 @@ class VocSource:
         samples: list[Sample] = []
         left: list[str] = []
         ignored: Counter[str] = Counter()
+        passed: Counter[str] = Counter()
         given = parts(root, self.images, self.annotations, key="annotations")
         for part in given:
-            found = pairs(part, (".xml",), exclude, ignored)
+            found = pairs(part, (".xml",), exclude, ignored, passed)
             left += [path_below(root, path) for path in found.left]
             for path, file in found.found:
                 known = None if file is None else read_objects(file, path_below(root, file))
@@ -67,7 +68,11 @@ class VocSource:
         if len(without) == len(samples):
             raise InputError(f"no image in {root / self.images} has an XML file in {root / self.annotations}")
         samples.sort(key=lambda sample: sample.path)
-        notes = gaps("XML", without, left) + beside(root, self.images, given, exclude) + _zero_based(samples)
+        notes = (
+            gaps("XML", without, left, passed)
+            + beside(root, self.images, given, exclude)
+            + _zero_based(samples)
+        )
         classes = object_classes(samples, self.classes)
         return Listing("detection", classes, samples, dict(sorted(ignored.items())), notes)
 

@@ -228,11 +228,14 @@ def test_image_without_a_mask_is_unlabelled_and_counted(tmp_path):
     root = flat(tmp_path / "in", [0, 1])
     (root / "masks" / "3.png").unlink()
     put(root / "masks" / "99.png", blocks(1, [0, 1]))
+    for name in ("3.jpg", "4.jpg", "README"):
+        (root / "masks" / name).write_bytes(b"")
     index = write(MaskSource(root), tmp_path / "out")
     (row,) = index.rows("train", labelled=False)
     assert index.samples["path"][row] == "images/3.jpg" and np.isnan(index.targets([row])).all()
     assert "1 images have no mask, e.g. images/3.jpg: they are unlabelled" in index.warnings
     assert "1 mask files belong to no image, e.g. masks/99.png" in index.warnings
+    assert "files among the annotations that were not read as mask files: 2 .jpg, 1 README" in index.warnings
     assert index.meta["counts"]["train"]["unlabelled"] == 1 and verify(index.folder) == []
     with pytest.raises(InputError, match=r"3-[0-9a-f]{8}.mask.png .* the sample is unlabelled"):
         index.mask(int(row))
