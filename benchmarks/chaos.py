@@ -1,6 +1,6 @@
 """Hundreds of small tasks on a Slurm while jobs are killed at random, against the same with nothing killed.
 
-    python -m benchmarks.chaos [--kills 20] [--seed 0] [--dir FOLDER] [--set KEY=VALUE]
+    python -m benchmarks chaos [--kills 20] [--seed 0] [--dir FOLDER] [--set KEY=VALUE]
 
 The experiment is ``chaos.yaml``: 300 fine-tunings. It first runs on this machine, undisturbed. Then it runs
 on the Slurm that SLURM_CONF names (``python -m slurm.testbed up`` brings one up), while fine-tunings are
@@ -147,7 +147,7 @@ def chaos(folder: Path, *, kills: int, seed: int, settings: Sequence[str]) -> tu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    made = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.split("\n")[0])
+    made = argparse.ArgumentParser(prog="python -m benchmarks chaos", description=__doc__.split("\n")[0])
     made.add_argument("--kills", type=int, default=20, help="how many fine-tunings are hit (default: 20)")
     made.add_argument("--seed", type=int, default=0, help="of whom, when and how (default: 0)")
     made.add_argument("--dir", type=Path, help="where its files go (default: a new one in /tmp)")

@@ -1,6 +1,6 @@
 """What checkpoints cost a training of the paper's size: ResNet-50 and ViT-B/16 under CASS, with Adam.
 
-    python -m benchmarks.checkpoints [--small]
+    python -m benchmarks checkpoints [--small]
 
 A checkpoint holds up the training while it is copied to host memory; then a thread writes it. Measured: that
 copy, the writing, and how much slower the same work on this machine's CPU is while it is written. The share

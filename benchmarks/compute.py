@@ -1,6 +1,6 @@
 """What backbones cost: parameters, and multiply-adds of one image, beside each other.
 
-    python -m benchmarks.compute [NAME …] [--size 96]
+    python -m benchmarks compute [NAME …] [--size 96]
 
 A ScatNet has few parameters and many multiply-adds: its feature maps keep a quarter of the image's side to
 the end. Its scattering is counted apart; of that, filtering and moduli are not counted, as activations are

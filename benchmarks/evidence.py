@@ -1,6 +1,6 @@
 """One experiment run to its tables, in as many sittings as it takes, and written down with what it cost.
 
-    python -m benchmarks.evidence EXPERIMENT --out FILE.md [--minutes 9] [--set KEY=VALUE]
+    python -m benchmarks evidence EXPERIMENT --out FILE.md [--minutes 9] [--set KEY=VALUE]
 
 Runs ``python -m pipeline.launch all EXPERIMENT --cluster local`` and nothing else. After ``--minutes`` it is
 stopped, as by a batch system: trainings leave a checkpoint, and the same command goes on from there. Once

@@ -1,6 +1,6 @@
 """Ten thousand tasks planned, asked about and submitted; a hundred thousand receipts made into tables.
 
-    python -m benchmarks.load plan|status|submit|aggregate [--dir FOLDER] [--small]
+    python -m benchmarks load plan|status|submit|aggregate [--dir FOLDER] [--small]
 
 Each command runs as a user would run it, in a process of its own, imports included. ``submit`` needs a
 testbed (``python -m slurm.testbed up``) and SLURM_CONF; its jobs are held, so that nothing runs, and are
@@ -169,7 +169,7 @@ BENCHMARKS |= {"aggregate": (aggregate, RECEIPTS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    made = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.split("\n")[0])
+    made = argparse.ArgumentParser(prog="python -m benchmarks load", description=__doc__.split("\n")[0])
     made.add_argument("what", choices=BENCHMARKS)
     made.add_argument("--dir", type=Path, help="where its files go (default: a temporary folder)")
     made.add_argument("--small", action="store_true", help="a few tasks, nothing written to results.csv")

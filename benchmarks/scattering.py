@@ -1,6 +1,6 @@
 """How fast the scattering transform is, beside kymatio's on the same images.
 
-    python -m benchmarks.scattering [--small] [--device cuda]
+    python -m benchmarks scattering [--small] [--device cuda]
 
 On a CPU it is this process's CPU time that counts.
 """

@@ -1,6 +1,6 @@
 """What a step of SelfPatch costs beside one of DINO, with the same net, crops and batch.
 
-    python -m benchmarks.selfpatch [--batch N] [--rounds N] [--small]
+    python -m benchmarks selfpatch [--batch N] [--rounds N] [--small]
 
 ViT-S/16 at 224 px, 2 global and 8 local crops, the published head sizes; whole optimiser steps. Published:
 1.54 with the patch loss on all crops, 1.25 on the global ones (arXiv 2206.07990).

@@ -92,8 +92,8 @@ RECIPES: dict[str, Recipe] = {
     # iBOT without local views, arXiv 2111.07832, and HSSL, 2310.05108: of 14 % or more of the area.
     "wide_global_1": replace(_DINO_GLOBAL, scale=(0.14, 1), blur=1.0),
     "wide_global_2": replace(_DINO_GLOBAL, scale=(0.14, 1), blur=0.1, solarise=0.2),
-    # Ours, for small images and short trainings: crops that show most of what is to be told apart, half of
-    # SimCLR's change of colours, no blur.
+    # Ours, for small images and short trainings: crops that show most of what is to be told apart, BYOL's
+    # change of colours (half of SimCLR's and less), no blur.
     "gentle": _GENTLE,
     "gentle_local": replace(_GENTLE, scale=(0.1, 0.4)),
 }
