@@ -243,7 +243,7 @@ class Training(Strict):
     compile: bool = False
     reading: Literal["indexed", "streamed"] = "indexed"
     cache: Literal["auto", "gpu", "ram", "none"] = "auto"
-    workers: int = Field(0, ge=0)  # decoding processes a rank, where images are not cached
+    workers: int = Field(0, ge=0)  # decoding threads a rank; 0: as many as torch computes with
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(600, gt=0)
     keep_checkpoints: int = Field(2, ge=1)
