@@ -3,7 +3,7 @@
     python -m benchmarks augment [--size 224] [--batch 64] [--rounds N] [--device cuda] [--small]
 
 The recipes of CASS (one view each of two) and of DINO (its two global crops), on decoded images, uint8, of
-256/224 of the view's size. torchvision's v2 works on one sample at a time, in as many worker processes as
+the views' size, as an ImageSet keeps them. torchvision's v2 works on one sample at a time, in as many worker processes as
 there are CPU cores; kornia and ours on batches, in as many threads, or on the GPU. Starting the workers
 counts. Peers do the same operations with the same probabilities and strengths.
 """
@@ -103,8 +103,7 @@ class Decoded(Dataset):
 def measure(recipe: str, *, size: int, batch: int, rounds: int, device: torch.device) -> list[Figure]:
     """Images a second, each with two views, and how many times as fast ours are."""
     names = RECIPES[recipe]
-    whole = round(size * 256 / 224)
-    images = torch.randint(0, 256, (batch, 3, whole, whole), dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     images = nn.functional.avg_pool2d(images.float(), 7, 1, 3).to(torch.uint8)  # no noise, which no image is
     there = images.to(device)
     samples = Decoded(images, [torchvision_view(name, size) for name in names])

@@ -9,6 +9,8 @@ order (this differs only in what fills the corners that a rotation leaves empty)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,9 @@ from pipeline.data.draws import Draws
 from pipeline.data.recipes import RECIPES, Block, Recipe, find_recipe
 from shards import IGNORE
 
+CACHED = (
+    2**20
+)  # bytes of views that a CPU augments at a time: one operation after another finds them in its cache
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop
 
 
@@ -50,21 +55,13 @@ class Augment:
 
     def with_maps(self, images: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
         """The same, and what shows where everything went: (B, 3, 3) float64 maps of :mod:`geometry`."""
-        pixels = images.float() / 255
         if self.recipe == RECIPES["none"]:
-            return _resize(pixels, self.size), np.tile(np.eye(3), (len(images), 1, 1))
-        draws = Draws(keys)
-        maps, scale = self._crop_and_flip(draws, images.shape[-1])
-        jitters = []
-        for block in self.recipe.blocks:
-            happens = draws.happens(block.p)
-            maps = maps @ _warp_maps(block, draws, happens)
-            if any(block.jitter):
-                jitters.append((happens, _jitter_strengths(block, draws), draws.order(4)))
-        views = self._sample(pixels, maps, scale)
-        for happens, strengths, order in jitters:
-            views = colour.colour_jitter(views, happens, strengths, order)
-        return self._filters(views, draws).clamp_(0, 1), maps
+            return _resize(images.float() / 255, self.size), np.tile(np.eye(3), (len(images), 1, 1))
+        drawn = self._draw(Draws(keys), images.shape[-1])
+        at_once = max(1, len(images) if images.is_cuda else CACHED // (12 * self.size**2))
+        parts = [slice(start, start + at_once) for start in range(0, max(1, len(images)), at_once)]
+        views = [self._apply(images[part], drawn[part]) for part in parts]
+        return torch.cat(views) if len(views) > 1 else views[0], drawn.maps
 
     def pair(
         self, images: torch.Tensor, masks: torch.Tensor, keys: torch.Tensor
@@ -82,6 +79,33 @@ class Augment:
         """
         views, maps = self.with_maps(images, keys)
         return views, geometry.warp_nearest(masks, maps, size=self.size, outside=IGNORE)
+
+    def _draw(self, draws: Draws, source: int) -> _Drawn:
+        """All that is random about some views of images of ``source`` pixels."""
+        recipe = self.recipe
+        maps, scale = self._crop_and_flip(draws, source)
+        jitters = []
+        for block in recipe.blocks:
+            happens = draws.happens(block.p)
+            maps = maps @ _warp_maps(block, draws, happens)
+            if any(block.jitter):
+                jitters.append((happens, _jitter_strengths(block, draws), draws.order(4)))
+        grey, blurred, solarised = (
+            draws.happens(p) for p in (recipe.grayscale, recipe.blur, recipe.solarise)
+        )
+        return _Drawn(maps, scale, jitters, grey, blurred, solarised, draws.uniform(*recipe.sigma))
+
+    def _apply(self, images: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
+        """(B, 3, size, size) float32 in [0, 1]."""
+        views = self._sample(images.float() / 255, drawn.maps, drawn.scale)
+        for jitter in drawn.jitters:
+            views = colour.colour_jitter(views, *jitter)
+        radius = max(1, int(0.1 * self.size) // 2)
+        views = colour.apply_where(views, drawn.grey, _grey)
+        views = colour.apply_where(
+            views, drawn.blurred, lambda x, s: colour.gaussian_blur(x, s, radius=radius), drawn.sigma
+        )
+        return colour.apply_where(views, drawn.solarised, colour.solarise).clamp_(0, 1)
 
     def _crop_and_flip(self, draws: Draws, source: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, 3) maps and the (B, 2) input pixels an output pixel spans."""
@@ -109,18 +133,31 @@ class Augment:
             padding="zeros" if recipe.warps else "border",
         )
 
-    def _filters(self, views: torch.Tensor, draws: Draws) -> torch.Tensor:
-        recipe = self.recipe
-        grey, blurred, solarised = (
-            draws.happens(p) for p in (recipe.grayscale, recipe.blur, recipe.solarise)
-        )
-        sigma = draws.uniform(*recipe.sigma)
-        radius = max(1, int(0.1 * self.size) // 2)
-        views = colour.apply_where(views, grey, _grey)
-        views = colour.apply_where(
-            views, blurred, lambda x, s: colour.gaussian_blur(x, s, radius=radius), sigma
-        )
-        return colour.apply_where(views, solarised, colour.solarise)
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What happens to each of B images.
+
+    Attributes:
+        maps: (B, 3, 3), output to input.
+        scale: (B, 2) input pixels an output pixel spans.
+        jitters: of each block with colours: (B,) whether, (B, 4) how strongly, (B, 4) in which order.
+        grey, blurred, solarised: (B,) whether.
+        sigma: (B,) of the blur.
+    """
+
+    maps: np.ndarray
+    scale: np.ndarray
+    jitters: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    grey: np.ndarray
+    blurred: np.ndarray
+    solarised: np.ndarray
+    sigma: np.ndarray
+
+    def __getitem__(self, part: slice) -> _Drawn:
+        jitters = [(happens[part], how[part], order[part]) for happens, how, order in self.jitters]
+        rest = (self.grey, self.blurred, self.solarised, self.sigma)
+        return _Drawn(self.maps[part], self.scale[part], jitters, *(one[part] for one in rest))
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:

@@ -73,10 +73,10 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, *, radius: int) -> 
     padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
     rows = _broad(weights[:, 0]) * padded[..., :width]
     for i in range(1, 2 * radius + 1):
-        rows = rows + _broad(weights[:, i]) * padded[..., i : i + width]
+        rows.addcmul_(_broad(weights[:, i]), padded[..., i : i + width])
     columns = _broad(weights[:, 0]) * rows[:, :, :height]
     for i in range(1, 2 * radius + 1):
-        columns = columns + _broad(weights[:, i]) * rows[:, :, i : i + height]
+        columns.addcmul_(_broad(weights[:, i]), rows[:, :, i : i + height])
     return columns
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import checkpoints, probes, reading, selfpatch, startup
+from benchmarks import augment, checkpoints, probes, reading, selfpatch, startup
 from benchmarks.__main__ import main, names
 from benchmarks.compute import compute
 from benchmarks.figures import Figure
@@ -89,3 +89,11 @@ def test_probes():
     for name in probes.PROBES:
         ours, theirs = figures[f"{name}: accuracy"], figures[f"{name}: accuracy of scikit-learn"]
         assert ours == pytest.approx(theirs, abs=3) and ours > 20, "10 classes"
+
+
+@pytest.mark.parametrize("recipe", augment.RECIPES)
+def test_augment(recipe, monkeypatch):
+    pytest.importorskip("kornia")
+    monkeypatch.setattr(augment, "BATCHES", 1)
+    figures = augment.measure(recipe, size=32, batch=4, rounds=1, device=torch.device("cpu"))
+    assert [figure.value > 0 for figure in figures] == [True] * 5

@@ -22,7 +22,7 @@ def smooth_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 @pytest.mark.parametrize("size", [16, 48])
-def test_result_does_not_depend_on_the_batch_an_image_is_in(recipe, size):
+def test_result_does_not_depend_on_the_batch_an_image_is_in(recipe, size, monkeypatch):
     images = smooth_images(13, 40)
     keys = sample_keys(torch.arange(13), seed=5, view=1)
     augment = Augment(recipe, size)
@@ -33,6 +33,8 @@ def test_result_does_not_depend_on_the_batch_an_image_is_in(recipe, size):
     assert torch.equal(together, alone)
     backwards = augment(images.flip(0), keys.flip(0)).flip(0)
     assert torch.equal(together, backwards)
+    monkeypatch.setattr("pipeline.data.augment.CACHED", 5 * 12 * size**2)
+    assert torch.equal(together, augment(images, keys)), "five images at a time"
 
 
 def test_another_epoch_view_or_seed_draws_anew_and_the_same_key_draws_the_same():
