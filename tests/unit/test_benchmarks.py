@@ -93,7 +93,6 @@ def test_probes():
 
 @pytest.mark.parametrize("recipe", augment.RECIPES)
 def test_augment(recipe, monkeypatch):
-    pytest.importorskip("kornia")
     monkeypatch.setattr(augment, "BATCHES", 1)
     figures = augment.measure(recipe, size=32, batch=4, rounds=1, device=torch.device("cpu"))
     assert [figure.value > 0 for figure in figures] == [True] * 5
