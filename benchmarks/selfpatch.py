@@ -9,21 +9,16 @@ ViT-S/16 at 224 px, 2 global and 8 local crops, the published head sizes; whole 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
-from pipeline.methods.base import Progress
-from pipeline.methods.load import load_method
-from pipeline.methods.registry import METHODS, resolve_options
-from pipeline.nets.backbone import create_backbone
-from pipeline.specs import Backbone, Training
-from pipeline.train.optim import make_optimizer
+from benchmarks.steps import Step, make_method, make_views, own_step
+from pipeline.methods.registry import METHODS
+from pipeline.specs import Backbone
 
 PAPER: dict[str, Any] = {"net": {"name": "vit_small_patch16_224"}, "size": 224, "options": {}}
 SMALL: dict[str, Any] = {
@@ -43,30 +38,11 @@ RUNS: dict[str, tuple[str, dict[str, Any], float | None]] = {
 
 def make_step(
     name: str, given: dict[str, Any], sizes: dict[str, Any], *, batch: int, device: torch.device
-) -> Callable[[], None]:
-    """A function that takes one optimiser step on random images and waits for it."""
+) -> Step:
+    """One optimiser step on random images; on a GPU in bf16, as a training there is."""
     spec = METHODS["selfpatch"].with_args("vit", Backbone(**sizes["net"]))  # one net for both
-    net = create_backbone(spec, sizes["size"], seed=0)
-    options = resolve_options(name, sizes["options"] | given)
-    method = load_method(name)({"vit": net}, options, image_size=sizes["size"], seed=0).to(device).train()
-    optimizer = make_optimizer(method, Training())
-    views = [torch.rand(batch, 3, view.size, view.size, device=device) for view in method.views]
-    progress = Progress(step=5, steps=10, epoch=2.0, epochs=4.0)
-    on_gpu = device.type == "cuda"
-    precision = torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else contextlib.nullcontext()
-
-    def step() -> None:
-        with precision:
-            loss = method(views, progress)["loss"]
-        loss.backward()
-        method.after_backward(progress)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(progress)
-        if on_gpu:
-            torch.cuda.synchronize()
-
-    return step
+    method = make_method(name, {"vit": spec}, sizes["options"] | given, size=sizes["size"])
+    return own_step(method, make_views(method, batch, device), bf16=device.type == "cuda")
 
 
 def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:

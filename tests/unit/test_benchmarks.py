@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import augment, checkpoints, probes, reading, selfpatch, startup
+from benchmarks import augment, checkpoints, end_to_end, probes, reading, selfpatch, sharding, startup, steps
 from benchmarks.__main__ import main, names
 from benchmarks.compute import compute
 from benchmarks.figures import Figure
@@ -96,3 +96,24 @@ def test_augment(recipe, monkeypatch):
     monkeypatch.setattr(augment, "BATCHES", 1)
     figures = augment.measure(recipe, size=32, batch=4, rounds=1, device=torch.device("cpu"))
     assert [figure.value > 0 for figure in figures] == [True] * 5
+
+
+@pytest.mark.parametrize("name", steps.NETS)
+def test_steps(name):
+    pytest.importorskip("lightly")
+    figures = steps.measure(
+        name, small=True, size=64, batch=4, rounds=1, device=torch.device("cpu"), compiled=False
+    )
+    assert all(figure.value > 0 for figure in figures) and figures[-1].name.endswith("times as fast")
+
+
+def test_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setitem(end_to_end.NETS["small"], "batch", 8)
+    figures = end_to_end.measure("cass", "small", tmp_path, steps=2, rounds=1)
+    assert [figure.value > 0 for figure in figures] == [True] * 3
+
+
+def test_sharding(tmp_path):
+    folder = write_folder(tmp_path / "images", 24, width=64, height=48)
+    figures = sharding.measure(folder, tmp_path, rounds=1)
+    assert [figure.value > 0 for figure in figures[:5]] == [True] * 5

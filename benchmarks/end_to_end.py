@@ -1,0 +1,141 @@
+"""How much of the speed of a bare step a pretraining keeps, with reading, augmenting, logging and the rest.
+
+    python -m benchmarks end_to_end [--method cass_plus] [--nets small|large] [--steps N] [--small]
+
+The loop of a pretraining over a cached set against the same loop on views that lie on the device. ``small``:
+resnet10t and a small ViT at 32 px, batch 64; ``large``: ResNet-50 and ViT-B/16 at 224 px, batch 4 (on a GPU
+64).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import shards
+from benchmarks.figures import RESULTS, Figure, report
+from benchmarks.pairs import in_turn, ratio
+from benchmarks.pictures import write_folder
+from benchmarks.steps import make_method
+from pipeline.data.feed import Batch, IndexedFeed
+from pipeline.data.images import ImageSet
+from pipeline.data.sampler import EpochSampler
+from pipeline.specs import Backbone, Training
+from pipeline.train.distributed import World
+from pipeline.train.loop import Loop
+
+TINY_VIT = {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
+NETS: dict[str, dict[str, Any]] = {
+    "small": {
+        "backbones": {
+            "cnn": Backbone(name="resnet10t"),
+            "vit": Backbone(name="vit_tiny_patch16_224", args=TINY_VIT),
+        },
+        "size": 32,
+        "batch": 64,
+    },
+    "large": {
+        "backbones": {"cnn": Backbone(name="resnet50"), "vit": Backbone(name="vit_base_patch16_224")},
+        "size": 224,
+        "batch": 4,
+    },
+}
+KEPT = 0.97
+
+
+class Still:
+    """A feed of one batch, and views of it that were made before."""
+
+    def __init__(self, n: int, batch: Batch, views: list[Tensor]) -> None:
+        self.n, self.batch, self.made = n, batch, views
+
+    def cut(self, accumulate: int) -> None:
+        assert accumulate == 1
+
+    def steps(self, first: int, stop: int) -> Iterator[list[Batch]]:
+        return ([self.batch] for _ in range(first, stop))
+
+    def views(self, batch: Batch, count: int | None = None) -> list[Tensor]:
+        return self.made[:count]
+
+
+def measure(
+    method: str, nets: str, folder: Path, *, steps: int, rounds: int, batch: int | None = None
+) -> list[Figure]:
+    """Images a second of both, and the share that is kept."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = NETS[nets]
+    size, batch = chosen["size"], batch or chosen["batch"]
+    write_folder(folder / "images", 4 * batch, width=2 * size, height=2 * size)
+    index = shards.write(shards.FolderSource(folder / "images"), folder / "shards")
+    images = ImageSet(index, np.arange(len(index.samples)), image_size=size, device=device)
+    training = Training(
+        epochs=steps * batch / len(images), batch_size=batch, image_size=size, probe_epochs=None
+    )
+
+    spent = 0.0
+    runs = itertools.count()
+
+    def run(*, still: bool) -> None:
+        nonlocal spent
+        feed: Any = IndexedFeed(images, EpochSampler(len(images), batch_size=batch, seed=0))
+        place = folder / f"run{next(runs)}"
+        place.mkdir()
+        loop = Loop(
+            make_method(method, chosen["backbones"], {}, size=size),
+            feed,
+            training=training,
+            world=World(device=device),
+            folder=place,
+            seed=0,
+            data="benchmark",
+        )
+        if still:
+            ((first,),) = feed.steps(0, 1)
+            still_feed = Still(len(images), first, loop.views(first))
+            loop.feed, loop.views = still_feed, still_feed.views  # type: ignore[assignment]
+        spent += loop.run().seconds
+
+    run(still=True)  # kernels are chosen
+    seconds = in_turn(
+        {"real": partial(run, still=False), "bare": partial(run, still=True)}, rounds, clock=lambda: spent
+    )
+    real, bare = seconds["real"], seconds["bare"]
+    name = f"end to end {method} {nets}, {size} px, batch {batch}"
+    seen = steps * batch
+    return [
+        Figure(name, seen / statistics.median(real), "images/s"),
+        Figure(f"{name}: bare step", seen / statistics.median(bare), "images/s"),
+        Figure(f"{name}: share kept", ratio(bare, real), "", at_least=KEPT),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--method", default="cass_plus")
+    parser.add_argument("--nets", choices=NETS, default="small")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=int, default=20, help="of a run")
+    parser.add_argument("--rounds", type=int, default=5, help="of a run of each")
+    parser.add_argument("--small", action="store_true", help="two steps, to try it")
+    given = parser.parse_args()
+    steps, rounds = (2, 1) if given.small else (given.steps, given.rounds)
+    with tempfile.TemporaryDirectory(prefix="end-to-end-") as folder:
+        figures = measure(
+            given.method, given.nets, Path(folder), steps=steps, rounds=rounds, batch=given.batch
+        )
+    report(figures, append_to=None if given.small else RESULTS)
+
+
+if __name__ == "__main__":
+    main()

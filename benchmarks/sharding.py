@@ -1,0 +1,125 @@
+"""How fast a folder of images becomes shards, beside copying its bytes into tars with webdataset's writer.
+
+    python -m benchmarks sharding [--images FOLDER] [--rounds N] [--small]
+
+Copying looks at nothing. Ours decodes every image once, to find what cannot be read, what is there twice and
+what is in two splits, and hashes bytes and pixels; with one process and with two. Memory is what a process
+that shards a folder takes at most beyond its imports, and one that shards a quarter of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import webdataset as wds
+
+import shards
+from benchmarks.figures import RESULTS, Figure, report
+from benchmarks.pairs import in_turn, ratio
+from benchmarks.pictures import write_folder
+
+COUNT, WIDTH, HEIGHT = 1000, 512, 384
+ONE, TWO = 0.9, 1.8  # of copying's speed; of one process's
+PEAK = """
+import resource, sys
+import shards
+import PIL.Image, webdataset
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shards.write(shards.FolderSource(sys.argv[1]), sys.argv[2])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def copy(folder: Path, out: Path) -> None:
+    """What webdataset's documentation does: a writer of tars, and every file's bytes into it."""
+    with wds.ShardWriter(str(out / "%06d.tar"), maxcount=1000, verbose=0) as writer:
+        for number, path in enumerate(sorted(folder.rglob("*.jpg"))):
+            writer.write(
+                {"__key__": f"{number:06d}", "jpg": path.read_bytes(), "cls": path.parent.name.encode()}
+            )
+
+
+def write(folder: Path, out: Path, processes: int) -> None:
+    shards.write(shards.FolderSource(folder), out, shards.ShardOptions(processes=processes))
+
+
+def peak_megabytes(folder: Path, out: Path) -> float:
+    """Of a process of its own that shards a folder."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PEAK, str(folder), str(out)], capture_output=True, text=True, check=True
+    )
+    return float(ran.stdout)
+
+
+def measure(folder: Path, scratch: Path, *, rounds: int) -> list[Figure]:
+    images = sum(1 for _ in folder.rglob("*.jpg"))
+    out = scratch / "out"
+
+    def fresh(make: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            make()
+
+        return run
+
+    seconds = in_turn(
+        {
+            "copying": fresh(lambda: copy(folder, out)),
+            "one process": fresh(lambda: write(folder, out / "shards", 1)),
+            "two processes": fresh(lambda: write(folder, out / "shards", 2)),
+        },
+        rounds,
+    )
+    figures = [
+        Figure(f"sharding: {who}", images / statistics.median(times), "images/s")
+        for who, times in seconds.items()
+    ]
+    some = scratch / "some"
+    for path in sorted(folder.rglob("*.jpg"))[::4]:
+        (some / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, some / path.parent.name)
+    few, many = (peak_megabytes(place, scratch / f"peak-{place.name}") for place in (some, folder))
+    return [
+        *figures,
+        Figure(
+            "sharding: one process over copying",
+            ratio(seconds["copying"], seconds["one process"]),
+            "x",
+            at_least=ONE,
+        ),
+        Figure(
+            "sharding: two processes over one",
+            ratio(seconds["one process"], seconds["two processes"]),
+            "x",
+            at_least=TWO,
+        ),
+        Figure(f"sharding: memory for {images} images", many, "MB"),
+        Figure("sharding: memory for a quarter of them", few, "MB"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--images", type=Path, help="folder with a folder of JPEG images a class")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="a few small images, one round, to try it")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sharding-") as temporary:
+        folder = given.images
+        if folder is None:
+            count, width, height = (60, 64, 48) if given.small else (COUNT, WIDTH, HEIGHT)
+            folder = write_folder(Path(temporary) / "images", count, width=width, height=height)
+        figures = measure(folder, Path(temporary), rounds=1 if given.small else given.rounds)
+    report(figures, append_to=None if given.small else RESULTS)
+
+
+if __name__ == "__main__":
+    main()
