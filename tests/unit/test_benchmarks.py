@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import augment, checkpoints, end_to_end, probes, reading, selfpatch, sharding, startup, steps
+from benchmarks import (
+    augment,
+    checkpoints,
+    end_to_end,
+    grid,
+    probes,
+    reading,
+    scaling,
+    selfpatch,
+    sharding,
+    startup,
+    steps,
+)
 from benchmarks.__main__ import main, names
 from benchmarks.compute import compute
 from benchmarks.figures import Figure
@@ -117,3 +129,20 @@ def test_sharding(tmp_path):
     folder = write_folder(tmp_path / "images", 24, width=64, height=48)
     figures = sharding.measure(folder, tmp_path, rounds=1)
     assert [figure.value > 0 for figure in figures[:5]] == [True] * 5
+
+
+@pytest.mark.slow
+def test_grid(tmp_path):
+    whole = grid.SMALL | {"finetune.protocols": "[knn]", "finetune.fractions": "[1.0]"}
+    assert (grid.count(grid.WHOLE), grid.count(whole)) == (360, 4)
+    packed, apart, _ = grid.measure(tmp_path, whole, whole | {"seeds": "[0]"}, together=4)
+    assert 0 < packed.value < apart.value
+
+
+@pytest.mark.slow
+def test_scaling():
+    figures = {
+        figure.name.split(": ")[1]: figure.value
+        for figure in scaling.measure("cass", "small", steps=1, rounds=1)
+    }
+    assert figures["step of one rank"] > 0 and figures["gradients"] > 10 and figures["efficiency"] > 0
