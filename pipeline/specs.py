@@ -331,4 +331,5 @@ class Resources(Strict):
     memory_gb: float | None = Field(None, gt=0)  # a node
     minutes: int = Field(60, ge=1)
     tasks_per_job: int = Field(1, ge=1)  # small tasks packed into one job
+    profile_steps: int = Field(0, ge=0, le=1000)  # of a training that are profiled; 0: none
     silence_seconds: int = Field(120, ge=10)  # a rank not heard from for so long is lost: the task ends

@@ -47,6 +47,7 @@ from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
 from pipeline.states import inputs_of, is_done
 
 INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same command goes on
+PROFILE_STEPS = 20
 RANK_LOST = 76  # exit code: another rank was not heard from any more
 POLL_S = 0.5
 ENDING_S = 60.0  # for a process that was told to end
@@ -67,6 +68,7 @@ def run_task(
     no_more_time: Callable[[], bool] = lambda: False,
     log: str | None = None,
     patience_s: float = 0,
+    profile_steps: int | None = None,
 ) -> bool:
     """Run a task of a manifest unless it is done. (An aggregation is never done: it reads what is there now.)
 
@@ -80,6 +82,7 @@ def run_task(
         log: the file that this process's errors go to, for ``error.json``.
         patience_s: how long to wait for the receipts of the tasks it needs, which a shared file system may
             show later than Slurm starts this job.
+        profile_steps: of a training, in place of what its resources say.
 
     Raises:
         UserError: a task it needs is not done, another process runs this one, or the input is wrong.
@@ -116,7 +119,9 @@ def run_task(
                 folder=folder,
                 inputs=_inputs(manifest, task, ranks, patience_s),
                 everything=_everything(manifest, task, look_twice=patience_s > 0),
-                resources=Resources.model_validate(task.resources),
+                resources=Resources.model_validate(
+                    task.resources | ({} if profile_steps is None else {"profile_steps": profile_steps})
+                ),
                 ranks=ranks,
                 stop_requested=lambda: require() or stop_requested(),
                 rank_lost=rank_lost,
@@ -366,6 +371,15 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--manifest", type=Path, required=True, help="runs/EXPERIMENT/manifest.json")
     parser.add_argument("--task", required=True, help=f"its id, such as {stage}/NAME")
+    if stage in TRAINING_STAGES:
+        parser.add_argument(
+            "--profile",
+            metavar="STEPS",
+            type=int,
+            nargs="?",
+            const=PROFILE_STEPS,
+            help=f"where the time of so many steps goes (default {PROFILE_STEPS}): profile/ of its folder",
+        )
     given = parser.parse_args(arguments)
     task_id = given.task if "/" in given.task else f"{stage}/{given.task}"
     redact_uncaught()
@@ -374,7 +388,12 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         os.umask(chosen_umask())
         if task_id.split("/")[0] != stage:
             raise UserError(f"{task_id} is not a {stage} task")
-        run_task(given.manifest, task_id, stop_requested=slurm.StopFlag().install())
+        run_task(
+            given.manifest,
+            task_id,
+            stop_requested=slurm.StopFlag().install(),
+            profile_steps=getattr(given, "profile", None),
+        )
     except user_errors() as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -112,6 +112,7 @@ def train(
         probe=probe,
         progress=work.progress,
         stop_requested=work.stop_requested,
+        profile=work.resources.profile_steps,
         say=_say,
     )
     try:

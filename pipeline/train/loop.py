@@ -25,6 +25,7 @@ from pipeline.train.boundary import Agreed, Boundary
 from pipeline.train.distributed import World
 from pipeline.train.logs import LOG, Log, read_log
 from pipeline.train.optim import make_optimizer, set_schedule
+from pipeline.train.profiling import NoProfile, Profile
 from pipeline.train.state import Before, State
 from pipeline.train.syncbn import synchronise_batch_norm
 from pipeline.train.views import Views
@@ -86,6 +87,7 @@ class Loop:
         probe: evaluates the backbones on rank 0 each ``probe_epochs``.
         progress: told (done, total, text).
         stop_requested: asked at every step boundary.
+        profile: steps that a profile of rank 0 looks at, in ``profile/``; 0: none.
         say: told of what a person should know, one line each.
     """
 
@@ -103,6 +105,7 @@ class Loop:
         probe: Probe | None = None,
         progress: Callable[[float, float, str], None] = lambda done, total, text: None,
         stop_requested: Callable[[], bool] = lambda: False,
+        profile: int = 0,
         say: Callable[[str], None] = print,
     ) -> None:
         self.feed, self.training, self.world, self.folder = feed, training, world, folder
@@ -148,6 +151,9 @@ class Loop:
             for net in [part for part in method.modules() if isinstance(part, Net)]:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]
                 net.raw_tokens = torch.compile(net.raw_tokens)  # type: ignore[method-assign]
+        self.profile = NoProfile()
+        if profile and world.is_first:
+            self.profile = Profile(method, folder / "profile", steps=profile, device=world.device, say=say)
         if world.world_size > 1 and self.learns:
             whole = self.state.accumulate == 1  # a static graph cannot leave out the synchronisation
             self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)
@@ -181,7 +187,8 @@ class Loop:
 
     def _train(self) -> None:
         self.method.train()
-        for step, batches in enumerate(self.feed.steps(self.first, self.steps), start=self.first):
+        batches_of_steps = self.profile.reading(self.feed.steps(self.first, self.steps))
+        for step, batches in enumerate(batches_of_steps, start=self.first):
             if step in self.state.left_out:
                 continue
             self._rehearse(batches[0])
@@ -201,6 +208,8 @@ class Loop:
                 self._save(step + 1)
             if agreed.stop and step + 1 < self.steps:
                 self._stop(step + 1)
+            self.profile.step_done()
+        self.profile.close()
         self._refuse_broken(self.boundary.settle())
 
     def _rehearse(self, batch: Batch) -> None:
@@ -227,34 +236,51 @@ class Loop:
         """
         totals: dict[str, Tensor] = {}
         skips = self.training.on_nan == "skip" and self.learns
-        if skips:
-            before = Before(self.method, self.world.device)
+        before = Before(self.method, self.world.device) if skips else None
         for number, batch in enumerate(batches, start=1):
-            views = self.views(batch, self.method.views_needed(now))
+            with self.profile.part("augment"):
+                views = self.views(batch, self.method.views_needed(now))
             with self._synchronised(number == len(batches)), torch.set_grad_enabled(self.learns):
-                with self.autocast():
+                with self.profile.part("forward, heads and loss"), self.autocast():
                     outputs = self.model(views, now)
                 if self.learns:
-                    (outputs["loss"] / len(batches)).backward()
+                    with self.profile.part("backward"):
+                        (outputs["loss"] / len(batches)).backward()
             for name, value in outputs.items():
                 totals[name] = totals.get(name, 0) + value.detach().float() / len(batches)
-        if self.optimizer is not None:
-            self.method.after_backward(now)
-            norm = torch.ones(())
-            if self.training.clip_grad is not None or skips:
-                most = self.training.clip_grad or math.inf
-                norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), most)
-            if skips and self._is_broken(totals["loss"], norm):
+        with self.profile.part("optimiser"):
+            taken = self._update(totals["loss"], now, before)
+        return totals if taken else None
+
+    def _update(self, loss: Tensor, now: Progress, before: Before | None) -> bool:
+        """The optimiser's step and the method's own.
+
+        Args:
+            loss: of the step.
+            now: where the training stands.
+            before: what to go back to where the loss or a gradient is not finite; None: it is not looked at.
+
+        Returns:
+            Whether the step was taken.
+        """
+        if self.optimizer is None:
+            return True
+        self.method.after_backward(now)
+        norm = torch.ones(())
+        if self.training.clip_grad is not None or before is not None:
+            most = self.training.clip_grad or math.inf
+            norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), most)
+        if before is not None:
+            if self._is_broken(loss, norm):
                 before.restore()
                 self.optimizer.zero_grad(set_to_none=True)
                 self._count_skipped(now.step)
-                return None
-            if skips:
-                self.broken = 0
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.method.after_step(now)
-        return totals
+                return False
+            self.broken = 0
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(now)
+        return True
 
     def _is_broken(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether a loss or a gradient is not finite on any rank. It waits for the device."""
