@@ -103,7 +103,7 @@ def measure(
         if still:
             ((first,),) = feed.steps(0, 1)
             still_feed = Still(len(images), first, loop.views(first))
-            loop.feed, loop.views = still_feed, still_feed.views  # type: ignore[assignment]
+            loop.feed, loop.stepper.views = still_feed, still_feed.views  # type: ignore[assignment]
         spent += loop.run().seconds
 
     run(still=True)  # kernels are chosen

@@ -49,6 +49,7 @@ class Mutation:
 RESUME = "tests/integration/test_pretrain_resume.py"
 STATE = "pipeline/train/state.py"
 LOOP = "pipeline/train/loop.py"
+STEP = "pipeline/train/step.py"
 MUTATIONS = [
     Mutation(
         "optimiser restored",
@@ -80,8 +81,8 @@ MUTATIONS = [
     ),
     Mutation(
         "DDP's buckets laid out before a resumed step",
-        LOOP,
-        "self.rehearsals = min(self.first, DDP_SETTLES) if whole else 0",
+        STEP,
+        "self.rehearsals = min(first, DDP_SETTLES) if whole else 0",
         "self.rehearsals = 0",
         f"{RESUME}::test_three_ranks_resume_with_same_bits",
     ),
@@ -152,8 +153,8 @@ MUTATIONS = [
     ),
     Mutation(
         "on_nan: skip",
-        LOOP,
-        "if skips and self._is_broken(",
+        STEP,
+        "if self._is_broken(",
         "if False and self._is_broken(",
         f"{RESUME}::test_a_loss_that_is_not_finite_costs_its_step_and_no_more",
     ),

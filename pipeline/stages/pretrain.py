@@ -34,7 +34,7 @@ from pipeline.stages.training import batch_warnings, make_nets, read_images, tra
 from pipeline.stages.work import Outcome, Work
 from pipeline.train.distributed import World, join, peak_memory
 from pipeline.train.health import is_collapsed
-from pipeline.train.loop import Trained, autocast
+from pipeline.train.loop import Trained
 from pipeline.train.probe import (
     HEALTH_IMAGES,
     KNN_TRAIN_IMAGES,
@@ -43,6 +43,7 @@ from pipeline.train.probe import (
     Probe,
     evenly,
 )
+from pipeline.train.step import autocast
 from shards import Index
 
 KNN = 20

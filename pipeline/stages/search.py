@@ -26,8 +26,9 @@ from pipeline.specs import SearchSpec
 from pipeline.stages.training import batch_warnings, make_nets, read_images, train, train_images
 from pipeline.stages.work import Outcome, Work
 from pipeline.train.distributed import World, join, peak_memory
-from pipeline.train.loop import Trained, autocast
+from pipeline.train.loop import Trained
 from pipeline.train.probe import HEALTH_IMAGES, evenly, plain
+from pipeline.train.step import autocast
 from shards import Index
 
 

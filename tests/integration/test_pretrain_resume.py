@@ -164,15 +164,15 @@ def test_checkpoint_seconds_saves_by_the_clock(shards, tmp_path):
 
 def test_loss_that_is_not_finite_stops_with_step_and_rank_and_keeps_the_checkpoint(shards, tmp_path):
     loop = make_loop("dino", shards, tmp_path, training=settings(), archs=("vit",))
-    step = loop._step
+    take = loop.stepper.take
 
     def spoiled(batches, now):
         if now.step == 4:
             with torch.no_grad():
                 next(iter(loop.method.parameters())).fill_(float("nan"))
-        return step(batches, now)
+        return take(batches, now)
 
-    loop._step = spoiled
+    loop.stepper.take = spoiled
     with pytest.raises(UserError, match=r"not finite at step 4 of \d+ on rank 0.*checkpoint is from step 3"):
         loop.run()
     assert [int(path.name[:9]) for path in list_checkpoints(tmp_path / "checkpoints")] == [3]
