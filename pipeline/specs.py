@@ -241,6 +241,7 @@ class Training(Strict):
     sync_bn: bool = True
     channels_last: bool = True
     compile: bool = False
+    recompute: bool = False  # activations are not kept: the backward pass computes them again
     reading: Literal["indexed", "streamed"] = "indexed"
     cache: Literal["auto", "gpu", "ram", "none"] = "auto"
     workers: int = Field(0, ge=0)  # decoding threads a rank; 0: as many as torch computes with

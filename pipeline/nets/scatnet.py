@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class ScatNet(nn.Module):
         self.head_hidden_size = before * _POOLED**2
         self.pool = nn.AdaptiveAvgPool2d(_POOLED)
         self.drop_rate = drop_rate
+        self.grad_checkpointing = False
         self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -82,7 +84,14 @@ class ScatNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """x: (B, in_chans, H, W), normalised → (B, num_features, ⌊H/2^J⌋, ⌊W/2^J⌋)"""
-        return self.blocks(self._stem(x))
+        stem = self._stem(x)
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint_seq(self.blocks, stem)
+        return self.blocks(stem)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations within the blocks: the backward pass computes them again."""
+        self.grad_checkpointing = enable
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The feature map → (B, num_classes), or (B, head_hidden_size) where that is 0 or with pre_logits."""

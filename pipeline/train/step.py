@@ -59,8 +59,11 @@ class Stepper:
         self.broken = 0  # losses not finite in a row
         self.model: torch.nn.Module = method
         self.rehearsals = 0
+        nets = [part for part in method.modules() if isinstance(part, Net)]
+        for net in nets if training.recompute else ():
+            net.net.set_grad_checkpointing(True)
         if training.compile:
-            for net in [part for part in method.modules() if isinstance(part, Net)]:
+            for net in nets:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]
                 net.raw_tokens = torch.compile(net.raw_tokens)  # type: ignore[method-assign]
         if world.world_size > 1 and optimizer is not None:

@@ -12,12 +12,18 @@ from torch import nn
 
 from pipeline.data.recipes import RECIPES
 from pipeline.errors import UserError
-from pipeline.methods.base import Method, View
-from pipeline.specs import Training
+from pipeline.methods.base import Method, Progress, View
+from pipeline.methods.load import load_method
+from pipeline.methods.registry import resolve_options
+from pipeline.nets.backbone import create_backbone
+from pipeline.specs import Backbone, Training
 from pipeline.train import distributed
+from pipeline.train.distributed import World
 from pipeline.train.health import describe, is_collapsed
 from pipeline.train.logs import Log, read_log
 from pipeline.train.optim import learning_rate, make_optimizer, set_schedule, weight_decay
+from pipeline.train.profiling import NoProfile
+from pipeline.train.step import Stepper
 from pipeline.train.syncbn import CpuSyncBatchNorm, batch_norms, batch_statistics
 from pipeline.train.views import Views
 
@@ -160,3 +166,47 @@ def test_every_rank_finds_its_own_gpu_or_says_that_there_is_none(monkeypatch):
     assert distributed.choose_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match="finds no GPU"):
         distributed.choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "size"),
+    [
+        ("resnet10t", {}, 32),
+        ("vit_tiny_patch16_224", {"embed_dim": 32, "depth": 3, "num_heads": 2}, 32),
+        ("scatnet8", {"L": 4}, 16),
+    ],
+)
+def test_recomputed_activations_take_less_memory_and_give_the_same_gradients(name, args, size):
+    seen = []
+    for recompute in (False, True):
+        net = create_backbone(Backbone(name=name, args=args), size, seed=0)
+        method = load_method("simclr")(
+            {net.arch: net}, resolve_options("simclr", {"hidden": 16}), image_size=size, seed=0
+        )
+        optimizer = make_optimizer(method, Training())
+        Stepper(
+            method.train(),
+            optimizer,
+            Views(method.views, seed=0),
+            training=Training(recompute=recompute),
+            world=World(),
+            accumulate=1,
+            first=0,
+            profile=NoProfile(),
+            say=print,
+        )
+        views = [torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (0, 1)]
+        kept: dict[int, int] = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = method(views, Progress(step=0, steps=1, epoch=0.0, epochs=1.0))["loss"]
+        loss.backward()
+        seen.append((sum(kept.values()), [p.grad for p in method.parameters()]))
+    (whole, plain), (less, again) = seen
+    assert less < 0.8 * whole
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
