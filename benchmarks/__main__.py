@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import nearest
 
-SHARED = {"__init__", "__main__", "figures", "pairs", "synthetic"}
+SHARED = {"__init__", "__main__", "figures", "pairs", "pictures", "synthetic"}
 
 
 def names() -> dict[str, str]:

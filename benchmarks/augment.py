@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
-from pipeline.data.augment import Augment
+from pipeline.data.augment import Augment, blur_radius
 from pipeline.data.draws import sample_keys
 
 RECIPES = {"cass": ("cass", "cass"), "dino": ("dino_global_1", "dino_global_2")}
@@ -82,8 +82,8 @@ def kornia_view(recipe: str, size: int) -> nn.Module:
 
 
 def _kernel(size: int) -> int:
-    """Of the blur, as wide as ours: a tenth of the view's side, and odd."""
-    return 2 * max(1, round(0.05 * size)) + 1
+    """Of the blur, as wide as ours."""
+    return 2 * blur_radius(size) + 1
 
 
 class Decoded(Dataset):

@@ -47,7 +47,7 @@ NETS: dict[str, dict[str, Any]] = {
     "large": {
         "backbones": {"cnn": Backbone(name="resnet50"), "vit": Backbone(name="vit_base_patch16_224")},
         "size": 224,
-        "batch": 4,
+        "batch": 64 if torch.cuda.is_available() else 4,
     },
 }
 KEPT = 0.97

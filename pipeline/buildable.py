@@ -74,6 +74,8 @@ def _method(spec: PretrainSpec) -> None:
     plain = {arch: _plain(backbone) for arch, backbone in spec.backbones.items()}
     nets = make_nets(spec.model_copy(update={"backbones": plain}))
     for net, backbone in zip(nets.values(), plain.values()):
+        if spec.train.recompute:
+            net.recompute()
         _see(net, backbone)
     load = load_search if searched_option(spec.options) else load_method
     load(spec.method)(nets, spec.options, image_size=spec.train.image_size, seed=spec.seed)

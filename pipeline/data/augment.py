@@ -100,7 +100,7 @@ class Augment:
         views = self._sample(images.float() / 255, drawn.maps, drawn.scale)
         for jitter in drawn.jitters:
             views = colour.colour_jitter(views, *jitter)
-        radius = max(1, int(0.1 * self.size) // 2)
+        radius = blur_radius(self.size)
         views = colour.apply_where(views, drawn.grey, _grey)
         views = colour.apply_where(
             views, drawn.blurred, lambda x, s: colour.gaussian_blur(x, s, radius=radius), drawn.sigma
@@ -158,6 +158,11 @@ class _Drawn:
         jitters = [(happens[part], how[part], order[part]) for happens, how, order in self.jitters]
         rest = (self.grey, self.blurred, self.solarised, self.sigma)
         return _Drawn(self.maps[part], self.scale[part], jitters, *(one[part] for one in rest))
+
+
+def blur_radius(size: int) -> int:
+    """Where a blur is cut off, in pixels: its kernel is a tenth of the view's side, as in SimCLR."""
+    return max(1, int(0.1 * size) // 2)
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def square(
         left, top = (wide - side) / 2, (high - side) / 2
         wide = high = side
     elif fit == "pad":
-        room = (max(1, min(size, round(wide / high * size))), max(1, min(size, round(high / wide * size))))
+        room = _room(wide, high, size)
     box = (left, top, left + wide, top + high)
     if room != image.size or box != (0, 0, *image.size):
         image = image.resize(room, Image.Resampling.BICUBIC, box=box)
@@ -80,8 +80,15 @@ def square_mask(mask: np.ndarray, size: int, fit: Fit) -> np.ndarray:
     elif fit == "crop":
         image = ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)
     else:
+        image = image.resize(_room(*image.size, size), Image.Resampling.NEAREST)
         image = ImageOps.pad(image, (size, size), Image.Resampling.NEAREST, color=IGNORE)
     return np.asarray(image)
+
+
+def _room(width: float, height: float, size: int) -> tuple[int, int]:
+    """The pixels that an image takes in a square that it is padded to."""
+    longest = max(width, height)
+    return max(1, round(width / longest * size)), max(1, round(height / longest * size))
 
 
 def extent(width: int, height: int, size: int, fit: Fit) -> tuple[float, float, float, float]:
@@ -94,8 +101,7 @@ def extent(width: int, height: int, size: int, fit: Fit) -> tuple[float, float, 
     if fit == "crop":
         wide, high = width / min(width, height), height / min(width, height)
         return (1 - wide) / 2, (1 - high) / 2, (1 + wide) / 2, (1 + high) / 2
-    longest = max(width, height)
-    wide, high = (max(1, round(side / longest * size)) for side in (width, height))  # whole pixels: Pillow's
+    wide, high = _room(width, height, size)
     left, top = round((size - wide) / 2), round((size - high) / 2)
     return left / size, top / size, (left + wide) / size, (top + high) / size
 

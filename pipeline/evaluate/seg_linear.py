@@ -29,7 +29,7 @@ from pipeline.nets.export import load_exported
 PIXELS = 2**14  # to learn from; four times as many change the mIoU by .002 on 375 images of nuclei
 PER_CLASS, PER_IMAGE = 2**10, 16  # pixels; as many of all as either of them makes, where that is more
 TOLERANCE = 1e-4  # 9 s of a CPU in place of 60 for all weight decays, and the same mIoU to four digits
-NUMBERS = 2**25  # features, each of 8 bytes: fewer pixels where a map has very many channels
+NUMBERS = 2**25  # features, each of 4 bytes: fewer pixels where a map has very many channels
 
 
 def run(problem: Problem) -> Prediction:

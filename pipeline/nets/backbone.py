@@ -151,6 +151,19 @@ class Net(nn.Module):
         rows = max(1, round(math.sqrt(tokens.shape[1] * height / width)))
         return tokens.transpose(1, 2).unflatten(2, (rows, -1))
 
+    def recompute(self) -> None:
+        """From now on keep no activations for the backward pass, which computes them again.
+
+        Raises:
+            UserError: timm's model cannot.
+        """
+        try:
+            self.net.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError):
+            raise UserError(
+                f"backbone '{self.name}' cannot compute its activations again: leave recompute false"
+            ) from None
+
     def headless(self) -> Net:
         """Drop the classifier in place, so that no parameter goes without a gradient; returns itself."""
         pool = {"global_pool": self.args["global_pool"]} if "global_pool" in self.args else {}

@@ -15,6 +15,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.nets.scattering import Scattering
 
@@ -85,9 +86,11 @@ class ScatNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """x: (B, in_chans, H, W), normalised → (B, num_features, ⌊H/2^J⌋, ⌊W/2^J⌋)"""
         stem = self._stem(x)
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint_seq(self.blocks, stem)
-        return self.blocks(stem)
+        return checkpoint_seq(self.blocks, stem) if self._recomputes else self.blocks(stem)
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.grad_checkpointing and torch.is_grad_enabled()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep no activations within the blocks: the backward pass computes them again."""
@@ -121,7 +124,7 @@ class ScatNet(nn.Module):
         x = self._stem(x)
         found = []
         for number, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self._recomputes else block(x)
             if number in taken:
                 found.append(x)
         return found if intermediates_only else (x, found)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -362,6 +363,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _profile_steps(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000, found '{text}'")
+    return int(text)
+
+
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """The command line of ``python -m pipeline.stages.STAGE``."""
     assert stage in STAGES
@@ -375,7 +382,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(
             "--profile",
             metavar="STEPS",
-            type=int,
+            type=_profile_steps,
             nargs="?",
             const=PROFILE_STEPS,
             help=f"where the time of so many steps goes (default {PROFILE_STEPS}): profile/ of its folder",

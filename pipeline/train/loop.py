@@ -142,7 +142,8 @@ class Loop:
         self.boundary = Boundary(world)
         self.profile = NoProfile()
         if profile and world.is_first:
-            self.profile = Profile(method, folder / "profile", steps=profile, device=world.device, say=say)
+            nets = [] if training.compile else [part for part in method.modules() if isinstance(part, Net)]
+            self.profile = Profile(nets, folder / "profile", steps=profile, device=world.device, say=say)
         self.stepper = Stepper(
             method,
             self.optimizer,
@@ -197,6 +198,7 @@ class Loop:
             if step % self.log_every == 0 or step + 1 == self.steps:
                 self._log(scalars, rates, now)
             agreed = self._agree(scalars["loss"], step)
+            self.profile.step_done()
             if self._is_probe_due(step + 1):
                 self._refuse_broken(self.boundary.settle())
                 self._probe(step + 1, self.method.exported())
@@ -204,7 +206,6 @@ class Loop:
                 self._save(step + 1)
             if agreed.stop and step + 1 < self.steps:
                 self._stop(step + 1)
-            self.profile.step_done()
         self.profile.close()
         self._refuse_broken(self.boundary.settle())
 

@@ -1,8 +1,8 @@
 """Where the time of a training's steps goes: a trace, and a short table.
 
-After some steps of warming up, ``steps`` steps run as always under torch's profiler: the trace, what a step
-takes, how long the device computed and communicated. Then as many run once more with a wait for the device at
-the end of each part, so that a part's time is its own; these steps are slower.
+After some steps of warming up, ``steps`` steps run as always; as many under torch's profiler, for the trace,
+and for how long the device computed and communicated; and as many with a wait for the device at the end of
+each part, so that a part's time is its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from pipeline.nets.backbone import Net
@@ -24,7 +25,7 @@ from pipeline.nets.backbone import Net
 T = TypeVar("T")
 WARM_UP = 5  # steps that are not looked at
 READS = ("forward_features", "forward_intermediates", "forward_head")  # of timm's nets
-COLLECTIVE = ("allreduce", "all_reduce", "allgather", "all_gather", "reduce_scatter")
+PLAIN, TRACED, APART = range(3)  # how the steps are looked at, one after another
 
 
 class NoProfile:
@@ -46,17 +47,19 @@ class NoProfile:
 class Profile(NoProfile):
     """A profile of one rank's steps; it writes ``trace.json.gz`` and ``steps.txt`` when it has seen enough.
 
+    A step is from the wait for its batch to :meth:`step_done`; probes and checkpoints lie outside.
+
     Args:
-        module: what is trained; the forward passes of its backbones count apart.
+        nets: backbones whose forward passes count apart; none where they are compiled.
         folder: for both files.
-        steps: how many to look at, twice.
+        steps: how many to look at, in each of three ways.
         device: that computes.
         say: told where the table is.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        nets: Iterable[Net],
         folder: Path,
         *,
         steps: int,
@@ -65,14 +68,13 @@ class Profile(NoProfile):
     ) -> None:
         self.folder, self.steps, self.device, self.say = folder, steps, device, say
         self.parts: dict[str, float] = {}
-        self.forward = 0.0
+        self.seconds = [0.0, 0.0, 0.0]
         self.number = 0
         self.began = time.perf_counter()
-        self.whole = {"as always": 0.0, "part by part": 0.0}
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         self.profiler = torch.profiler.profile(activities=activities)
         self._timed_reads: list[tuple[nn.Module, str]] = []
-        for net in [part for part in module.modules() if isinstance(part, Net)]:
+        for net in nets:
             teaches = not any(weight.requires_grad for weight in net.parameters())
             name = f"forward {net.arch}{', teacher' if teaches else ''}"
             for read in READS:
@@ -81,15 +83,16 @@ class Profile(NoProfile):
                     self._timed_reads.append((net.net, read))
 
     @property
-    def apart(self) -> bool:
-        """Whether this step waits for the device at each part's end."""
-        return WARM_UP + self.steps <= self.number < WARM_UP + 2 * self.steps
+    def way(self) -> int | None:
+        """How this step is looked at; None before and after."""
+        way = (self.number - WARM_UP) // self.steps
+        return way if way in (PLAIN, TRACED, APART) else None
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """What happens inside counts as ``name``, but for what counts as a part of its own."""
-        with record_function(name):
-            if not self.apart:
+        with record_function(name) if self.way == TRACED else contextlib.nullcontext():
+            if self.way != APART:
                 yield
                 return
             self._wait()
@@ -103,6 +106,7 @@ class Profile(NoProfile):
         """The same batches, the wait for each counted as ``data``."""
         waiting = iter(batches)
         while True:
+            self.began = time.perf_counter()
             with self.part("data"):
                 batch = next(waiting, None)
             if batch is None:
@@ -110,35 +114,38 @@ class Profile(NoProfile):
             yield batch
 
     def step_done(self) -> None:
-        """To be called after each step."""
-        now = time.perf_counter()
-        if WARM_UP <= self.number < WARM_UP + 2 * self.steps:
-            self.whole["part by part" if self.apart else "as always"] += now - self.began
+        """To be called after each step that was taken."""
+        before = self.way
+        if before is not None:
+            if before != APART and (self.number + 1 - WARM_UP) % self.steps == 0:
+                self._wait()  # for what the host has run ahead of
+            self.seconds[before] += time.perf_counter() - self.began
         self.number += 1
-        if self.number == WARM_UP:
+        if self.way != before:
             self._wait()
-            self.profiler.start()
-        elif self.number == WARM_UP + self.steps:
-            self._wait()
-            self.whole["as always"] += time.perf_counter() - now
-            self.profiler.stop()
-        elif self.number == WARM_UP + 2 * self.steps:
-            self._write()
-            self.close()
-        self.began = time.perf_counter()
+            if before == TRACED:
+                self.profiler.stop()
+            if self.way == TRACED:
+                self.profiler.start()
+            if before == APART:
+                self._write()
+                self.close()
 
     def close(self) -> None:
         """Leave the nets as they were; of a training that is too short for a profile, say so."""
         for net, read in self._timed_reads:
             delattr(net, read)
         self._timed_reads = []
-        if self.number < WARM_UP + 2 * self.steps:
-            self.say(
-                f"no profile: {WARM_UP} steps and twice {self.steps} are needed, and there were {self.number}"
-            )
-            if self.number >= WARM_UP and self.number < WARM_UP + self.steps:
+        if self.number < self.needed:
+            self.say(f"no profile: it needs {self.needed} steps, and there were {self.number}")
+            if self.way == TRACED:
                 self.profiler.stop()
-            self.number = WARM_UP + 2 * self.steps
+            self.number = self.needed
+
+    @property
+    def needed(self) -> int:
+        """Steps that it sees in all."""
+        return WARM_UP + 3 * self.steps
 
     def _timed(self, read: Callable, name: str) -> Callable:
         @functools.wraps(read)
@@ -157,27 +164,36 @@ class Profile(NoProfile):
         self.profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
         text = self.table()
         (self.folder / "steps.txt").write_text(text, encoding="utf-8")
-        self.say(f"profile of {2 * self.steps} steps: {self.folder}/steps.txt, trace.json.gz\n{text}")
+        self.say(f"profile of {3 * self.steps} steps: {self.folder}/steps.txt, trace.json.gz\n{text}")
 
     def table(self) -> str:
         """Milliseconds a step."""
-        each = 1e3 / self.steps
-        always, apart = (seconds * each for seconds in self.whole.values())
-        events = self.profiler.key_averages()
-        on_gpu = self.device.type == "cuda"
-        talk = sum(
-            (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
-            for event in events
-            if any(word in event.key.lower().replace(" ", "") for word in COLLECTIVE)
-        )
-        lines = [f"{'a step':32}{always:10.2f} ms"]
-        if on_gpu:
-            busy = sum(event.self_device_time_total for event in events) / 1e3 / self.steps
-            lines.append(f"{'  the device idle':32}{max(0.0, always - busy):10.2f} ms")
-        lines.append(f"{'  communication':32}{talk / self.steps:10.2f} ms")
-        lines.append(f"{'a step, part by part':32}{apart:10.2f} ms")
-        parts = {name: seconds * each for name, seconds in self.parts.items()}
+        plain, traced, apart = (1e3 / self.steps * seconds for seconds in self.seconds)
+        rows = [("a step", plain), *self._from_the_trace(traced), ("a step, part by part", apart)]
+        parts = {name: 1e3 / self.steps * seconds for name, seconds in self.parts.items()}
         parts["other"] = apart - sum(parts.values())
-        for name, spent in parts.items():
-            lines.append(f"{'  ' + name:32}{spent:10.2f} ms {100 * spent / apart:5.1f} %")
+        lines = [f"{name:40}{spent:10.2f} ms" for name, spent in rows]
+        lines += [
+            f"  {name:38}{spent:10.2f} ms {100 * spent / apart:5.1f} %" for name, spent in parts.items()
+        ]
         return "\n".join(lines) + "\n"
+
+    def _from_the_trace(self, step: float) -> list[tuple[str, float]]:
+        """Communication, which may go on beside the rest, and on a GPU how long it had nothing to do.
+
+        step: milliseconds of a traced one.
+        """
+        events = self.profiler.key_averages()
+        each = 1e3 * self.steps  # microseconds of all steps → milliseconds of one
+        if self.device.type != "cuda":
+            talk = sum(event.cpu_time_total for event in events if event.key.startswith("gloo:"))
+            return [("  communication, beside the rest", talk / each)]
+        kernels = [
+            event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+        ]
+        talk = sum(event.self_device_time_total for event in kernels if "nccl" in event.key.lower())
+        busy = sum(event.self_device_time_total for event in kernels)
+        return [
+            ("  communication, beside the rest", talk / each),
+            ("  the device idle", max(0.0, step - (busy - talk) / each)),
+        ]

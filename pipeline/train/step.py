@@ -61,7 +61,7 @@ class Stepper:
         self.rehearsals = 0
         nets = [part for part in method.modules() if isinstance(part, Net)]
         for net in nets if training.recompute else ():
-            net.net.set_grad_checkpointing(True)
+            net.recompute()
         if training.compile:
             for net in nets:
                 net.features = torch.compile(net.features)  # type: ignore[method-assign]

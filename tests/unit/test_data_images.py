@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from benchmarks.pictures import picture
 from pipeline.data.feed import IndexedFeed, StreamedFeed
-from pipeline.data.images import ImageSet, square
+from pipeline.data.images import ImageSet, square, square_mask
 from pipeline.data.sampler import EpochSampler
 from shards import FolderSource, Index, InputError, ShardOptions, write
 
@@ -65,6 +65,8 @@ def test_fits_squash_crop_and_pad_do_what_they_say():
 def test_a_very_long_image_is_a_line_in_its_square(size):
     padded = square(Image.new("RGB", size, (255, 255, 255)), 32, "pad")
     assert (padded[0] > 0).sum() == 32
+    mask = square_mask(np.ones(size[::-1], np.uint8), 32, "pad")
+    assert np.array_equal(mask == 1, padded[0] > 0)
 
 
 @pytest.mark.parametrize("size", [(31, 17), (17, 31), (20, 20), (12, 12), (12, 40)])

@@ -176,12 +176,18 @@ def test_every_rank_finds_its_own_gpu_or_says_that_there_is_none(monkeypatch):
         ("scatnet8", {"L": 4}, 16),
     ],
 )
-def test_recomputed_activations_take_less_memory_and_give_the_same_gradients(name, args, size):
+@pytest.mark.parametrize(
+    ("wanted", "options"),
+    [("simclr", {"hidden": 16}), ("hssl", {"out_dim": 8, "hidden": 16, "bottleneck": 8, "depth": 1})],
+)
+def test_recomputed_activations_take_less_memory_and_give_the_same_gradients(
+    wanted, options, name, args, size
+):
     seen = []
     for recompute in (False, True):
         net = create_backbone(Backbone(name=name, args=args), size, seed=0)
-        method = load_method("simclr")(
-            {net.arch: net}, resolve_options("simclr", {"hidden": 16}), image_size=size, seed=0
+        method = load_method(wanted)(
+            {net.arch: net}, resolve_options(wanted, options), image_size=size, seed=0
         )
         optimizer = make_optimizer(method, Training())
         Stepper(
@@ -207,6 +213,14 @@ def test_recomputed_activations_take_less_memory_and_give_the_same_gradients(nam
         loss.backward()
         seen.append((sum(kept.values()), [p.grad for p in method.parameters()]))
     (whole, plain), (less, again) = seen
-    assert less < 0.8 * whole
+    assert less < 0.9 * whole
     for one, other in zip(plain, again, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_net_that_cannot_recompute_says_so():
+    net = create_backbone(Backbone(name="cspresnet50"), 32, seed=0)
+    with pytest.raises(UserError, match="'cspresnet50' cannot compute its activations again"):
+        net.recompute()
