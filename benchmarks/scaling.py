@@ -2,11 +2,12 @@
 
     python -m benchmarks scaling [--method cass_plus] [--nets small|large] [--steps N] [--rounds N] [--small]
 
-Each rank is bound to a core of its own and takes the same number of images a step, under
-``DistributedDataParallel`` as a pretraining does. The model: a step's gradients are all-reduced once, 4 bytes
-a trained weight, at the bandwidth that the same two ranks measure on one tensor of that size, and nothing of
-it is hidden behind the backward pass. Two single ranks at once, which know nothing of each other, say what
-sharing the machine's memory costs.
+Each rank is bound to a core of its own and takes the same number of images a step, as a pretraining does it:
+under ``DistributedDataParallel``, with batch statistics over both. The model: a step's gradients are
+all-reduced once, 4 bytes a trained weight, at the bandwidth that the same two ranks measure on one tensor of
+that size, and nothing of it is hidden behind the backward pass; the messages of batch statistics are small
+and left out. Two single ranks at once, which know nothing of each other, say what sharing the machine's
+memory costs.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.end_to_end import NETS
 from benchmarks.figures import RESULTS, Figure, report
-from benchmarks.steps import NOW, make_method, make_views
+from benchmarks.steps import make_method, make_views, own_step
 from pipeline.specs import Training
-from pipeline.train.optim import make_optimizer
+from pipeline.train.distributed import World
 
 EFFICIENCY = 0.9
 WARM_UP = 3
@@ -43,21 +43,14 @@ def work(method: str, nets: str, *, steps: int, rank: int, world: int, meeting: 
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     chosen = NETS[nets]
     made = make_method(method, chosen["backbones"], {}, size=chosen["size"])
-    made = made.to(memory_format=torch.channels_last).train()
     views = make_views(made, chosen["batch"], torch.device("cpu"))
-    optimizer = make_optimizer(made, Training())
-    model: torch.nn.Module = made
     if world > 1:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-        model = DistributedDataParallel(made, static_graph=True)
+    step = own_step(made, views, Training(), world=World(rank=rank, world_size=world))
     seconds = []
     for _ in range(WARM_UP + steps):
         began = time.perf_counter()
-        model(views, NOW)["loss"].backward()
-        made.after_backward(NOW)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        made.after_step(NOW)
+        step()
         seconds.append(time.perf_counter() - began)
     weights = sum(p.numel() for p in made.parameters() if p.requires_grad)
     reduced = 0.0

@@ -18,7 +18,7 @@ from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
 from benchmarks.steps import Step, make_method, make_views, own_step
 from pipeline.methods.registry import METHODS
-from pipeline.specs import Backbone
+from pipeline.specs import Backbone, Training
 
 PAPER: dict[str, Any] = {"net": {"name": "vit_small_patch16_224"}, "size": 224, "options": {}}
 SMALL: dict[str, Any] = {
@@ -42,7 +42,7 @@ def make_step(
     """One optimiser step on random images; on a GPU in bf16, as a training there is."""
     spec = METHODS["selfpatch"].with_args("vit", Backbone(**sizes["net"]))  # one net for both
     method = make_method(name, {"vit": spec}, sizes["options"] | given, size=sizes["size"])
-    return own_step(method, make_views(method, batch, device), bf16=device.type == "cuda")
+    return own_step(method, make_views(method, batch, device), Training())
 
 
 def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:

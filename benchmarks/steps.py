@@ -5,8 +5,8 @@
 Views lie on the device. CASS: ResNet-50 and ViT-B/16, one view, against the paper's loop (two nets with a
 classifier, two Adams, fp32, eager; arXiv 2206.04170). DINO (ViT-S/16, 2 + 6 crops) and SimCLR (ResNet-50):
 against lightly's modules in the loop of its examples, in fp32 and in the bf16 that they offer. Ours run as a
-pretraining does, in fp32 and in bf16, without and with ``torch.compile``. On a GPU the most memory that each
-takes is given too.
+pretraining does, in fp32 and in bf16, without and with ``torch.compile``. On a GPU the memory that a
+step takes at most, gradients and activations, is given too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,18 @@ from torch import Tensor, nn
 
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
+from pipeline.data.feed import Batch
 from pipeline.methods.base import Method, Progress
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import METHODS, resolve_options
-from pipeline.nets.backbone import Net, create_backbone
+from pipeline.nets.backbone import create_backbone
 from pipeline.specs import Backbone, Training
+from pipeline.train.distributed import World
 from pipeline.train.optim import make_optimizer
+from pipeline.train.profiling import NoProfile
+from pipeline.train.step import Stepper
+from pipeline.train.syncbn import synchronise_batch_norm
+from pipeline.train.views import Views
 
 Step = Callable[[], None]
 NETS = {
@@ -70,26 +76,29 @@ def make_views(method: Method, batch: int, device: torch.device) -> list[Tensor]
     return [torch.rand(shape, device=device).to(memory_format=torch.channels_last) for shape in shapes]
 
 
-def own_step(
-    method: Method, views: list[Tensor], *, bf16: bool = False, compiled: bool = False, **training: Any
-) -> Step:
-    """One step as :class:`pipeline.train.loop.Loop` takes it, on views that are there, and waited for."""
-    device = views[0].device
-    method = method.to(device).to(memory_format=torch.channels_last).train()
-    if compiled:
-        for net in [part for part in method.modules() if isinstance(part, Net)]:
-            net.features = torch.compile(net.features)  # type: ignore[method-assign]
-    optimizer = make_optimizer(method, Training(**training))
+def own_step(method: Method, views: list[Tensor], training: Training, *, world: World | None = None) -> Step:
+    """One step as a pretraining takes it, on views that are there, and waited for."""
+    world = world or World(device=views[0].device)
+    if training.sync_bn:
+        synchronise_batch_norm(method, world)
+    method = method.to(world.device).to(memory_format=torch.channels_last).train()
+    stepper = Stepper(
+        method,
+        make_optimizer(method, training),
+        Views(method.views, seed=0),
+        training=training,
+        world=world,
+        accumulate=1,
+        first=0,
+        profile=NoProfile(),
+        say=print,
+    )
+    stepper.views = lambda batch, count=None: views[:count]  # type: ignore[assignment]
+    batch = Batch(views[0], torch.arange(len(views[0])))
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = method(views, NOW)["loss"]
-        loss.backward()
-        method.after_backward(NOW)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(NOW)
-        _wait(device)
+        stepper.take([batch], NOW)
+        _wait(world.device)
 
     return step
 
@@ -106,12 +115,11 @@ def papers_cass(names: dict[str, str], views: list[Tensor]) -> Step:
     optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in nets]
 
     def step() -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
         one, two = (nn.functional.normalize(net(images), dim=1) for net in nets)
         (2 - 2 * (one * two).sum(dim=1)).mean().backward()
         for optimizer in optimizers:
             optimizer.step()
+            optimizer.zero_grad()
         _wait(images.device)
 
     return step
@@ -199,9 +207,12 @@ def make_steps(
     ways = [(bf16, way) for way in ([False, True] if compiled else [False]) for bf16 in (False, True)]
     for bf16, way in ways:
         label = f"ours {'bf16' if bf16 else 'fp32'}{' compiled' if way else ''}"
-        optimizer = "adam" if name == "cass" else "adamw"
-        method = make_method(name, nets, given, size=size)
-        steps[label] = own_step(method, views, bf16=bf16, compiled=way, optimizer=optimizer)
+        training = Training(
+            optimizer="adam" if name == "cass" else "adamw",
+            precision="bf16" if bf16 else "fp32",
+            compile=way,
+        )
+        steps[label] = own_step(make_method(name, nets, given, size=size), views, training)
     return steps
 
 
@@ -221,7 +232,7 @@ def measure(
     seconds = in_turn(steps, rounds)
     title = f"step {name} {size} px, batch {batch}"
     figures = [Figure(f"{title}: {label}", statistics.median(times), "s") for label, times in seconds.items()]
-    figures += [Figure(f"{title}: {label}, activations", used, "GiB") for label, used in memory.items()]
+    figures += [Figure(f"{title}: {label}, memory of a step", used, "GiB") for label, used in memory.items()]
 
     def best(whose: str) -> list[float]:
         chosen = {
