@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.methods.base import Method, Progress, View, cosine_momentum, follow, slow_copy
 from pipeline.methods.collective import gather
 from pipeline.methods.dino import check_crop_size, default_local_size
-from pipeline.methods.losses import cosine_distance, info_nce, nt_xent, variance_covariance
+from pipeline.methods.losses import agreement, cosine_distance
 from pipeline.methods.patches import PatchAgreement
 from pipeline.nets.auxiliary import AuxiliaryHead
 from pipeline.nets.backbone import Net, evaluating
@@ -105,11 +105,11 @@ class CrossArchitecture(Method):
                 logged[f"loss_{kind}"] = torch.stack(chosen).mean()
         if self.patches is not None:
             learns = self.options["cross_gradient"]
-            agreement = self.patches(
+            places = self.patches(
                 *(maps[arch] if learns in ("both", arch) else maps[arch].detach() for arch in ARCHS)
             )
-            loss = loss + self.options["patch_weight"] * agreement
-            logged["loss_patches"] = agreement.detach()
+            loss = loss + self.options["patch_weight"] * places
+            logged["loss_patches"] = places.detach()
         return {"loss": loss, **logged}
 
     def after_step(self, progress: Progress) -> None:
@@ -218,22 +218,13 @@ class CrossArchitecture(Method):
         return tuple(slot for slot in pair if slot[0] == learns)
 
     def _compare(self, a: Tensor, b: Tensor, pair: Pair) -> Tensor:
-        options = self.options
-        match options["regulariser"]:
-            case "none":
-                return cosine_distance(a, b)
-            case "infonce":
-                return info_nce(a, b, temperature=options["temperature"])
-            case "nt_xent":
-                return nt_xent(a, b, temperature=options["temperature"])
-            case "stop_gradient":
-                (arch_a, _), (arch_b, _) = pair
-                forth = cosine_distance(self.predictors[arch_a](a).float(), b.detach())
-                back = cosine_distance(self.predictors[arch_b](b).float(), a.detach())
-                return (forth + back) / 2
-            case _:
-                weights = {name: options[name] for name in ("invariance", "variance", "covariance")}
-                return variance_covariance(a, b, **weights)
+        regulariser = self.options["regulariser"]
+        if regulariser == "stop_gradient":
+            (arch_a, _), (arch_b, _) = pair
+            forth = cosine_distance(self.predictors[arch_a](a).float(), b.detach())
+            back = cosine_distance(self.predictors[arch_b](b).float(), a.detach())
+            return (forth + back) / 2
+        return agreement("cosine" if regulariser == "none" else regulariser, a, b, self.options)
 
 
 def _pairs(options: dict[str, Any]) -> list[Pair]:

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.methods.base import Progress, View, cosine_momentum, follow, slow_copy
 from pipeline.methods.collective import gather
 from pipeline.methods.dino import MultiCrop, Seen, by_size, distillation_loss
-from pipeline.methods.losses import cosine_distance, info_nce, variance_covariance
+from pipeline.methods.losses import agreement
 from pipeline.methods.masking import MaskedPatches
 from pipeline.methods.towers import Towers
 from pipeline.nets.backbone import Net
@@ -151,10 +151,9 @@ class Hssl(MultiCrop):
         """
         options = self.options
         match options["host"]:
-            case "simclr":
-                return _across(vectors, targets, partial(info_nce, temperature=options["temperature"])), None
-            case "cass":
-                return _across(vectors, targets, self._agreement), None
+            case "simclr" | "cass":
+                name = "infonce" if options["host"] == "simclr" else options["agreement"]
+                return _across(vectors, targets, partial(agreement, name, options=options)), None
             case _:
                 return distillation_loss(
                     vectors.view(-1, len(targets) // 2, vectors.shape[1]),
@@ -163,17 +162,6 @@ class Hssl(MultiCrop):
                     student_temperature=options["student_temperature"],
                     teacher_temperature=self.teacher_temperature(progress),
                 )
-
-    def _agreement(self, a: Tensor, b: Tensor) -> Tensor:
-        options = self.options
-        match options["agreement"]:
-            case "cosine":
-                return cosine_distance(a, b)
-            case "infonce":
-                return info_nce(a, b, temperature=options["temperature"])
-            case _:
-                weights = {name: options[name] for name in ("invariance", "variance", "covariance")}
-                return variance_covariance(a, b, **weights)
 
 
 def _across(one: Tensor, other: Tensor, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,3 +61,23 @@ def variance_covariance(
     spread = (variance_term(a) + variance_term(b)) / 2
     correlation = covariance_term(a) + covariance_term(b)
     return invariance * distance + variance * spread + covariance * correlation
+
+
+def agreement(name: str, a: Tensor, b: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """The loss by which two nets' vectors of the same images are brought together. (N, D) each → scalar.
+
+    Args:
+        name: ``cosine``, ``infonce``, ``nt_xent`` or ``variance_covariance``.
+        options: of the method: ``temperature``, or ``invariance``, ``variance`` and ``covariance``.
+    """
+    match name:
+        case "cosine":
+            return cosine_distance(a, b)
+        case "infonce":
+            return info_nce(a, b, temperature=options["temperature"])
+        case "nt_xent":
+            return nt_xent(a, b, temperature=options["temperature"])
+        case "variance_covariance":
+            weights = {term: options[term] for term in ("invariance", "variance", "covariance")}
+            return variance_covariance(a, b, **weights)
+    raise ValueError(f"no loss is called {name!r}")
