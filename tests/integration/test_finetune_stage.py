@@ -287,7 +287,6 @@ def test_stop_is_heeded_between_steps(store: Path, tmp_path: Path) -> None:
     [
         ({"protocol": "lineer"}, "no protocol 'lineer', did you mean 'linear'"),
         ({"settings": {"select_by": "map"}}, "select_by: no metric 'map' for single-label"),
-        ({"protocol": "finetune", "settings": {"augment": "lite"}}, "lite"),
     ],
 )
 def test_users_mistakes_get_one_line(

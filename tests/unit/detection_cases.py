@@ -16,6 +16,7 @@ from pipeline.evaluate.problem import Problem, Split
 from pipeline.nets.backbone import create_backbone
 from pipeline.nets.export import export
 from pipeline.specs import Architecture, Backbone, FinetuneSettings
+from shards import Decoded
 
 COLOURS = np.array([[230, 60, 40], [40, 200, 230]])
 BACKBONES: dict[Architecture, Backbone] = {
@@ -70,6 +71,10 @@ class RectangleIndex:
 
     def boxes(self, row: int) -> Rectangles:
         return self.found[row]
+
+    def decode_small(self, row: int, *, at_least: int) -> Decoded:
+        image = self.decode(row)
+        return Decoded(image, *image.size)
 
     def decode(self, row: int) -> Image.Image:
         one = self.found[row]
