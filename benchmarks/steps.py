@@ -12,7 +12,6 @@ step takes at most, gradients and activations, is given too.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import statistics
 from collections.abc import Callable
@@ -258,8 +257,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = given.batch or (64 if device.type == "cuda" else 4)
-    with contextlib.suppress(AttributeError):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     figures = measure(
         given.what,
         small=given.small,

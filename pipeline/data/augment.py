@@ -20,9 +20,7 @@ from pipeline.data.draws import Draws
 from pipeline.data.recipes import RECIPES, Block, Recipe, find_recipe
 from shards import IGNORE
 
-CACHED = (
-    2**20
-)  # bytes of views that a CPU augments at a time: one operation after another finds them in its cache
+CACHED = 2**20  # bytes of views that a CPU augments at a time: each operation finds them in its cache
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop
 
 

@@ -114,11 +114,12 @@ class StreamedFeed:
         samples = self._samples(first * self.accumulate * self.share)
         waiting: deque[torch.Tensor] = deque()
 
+        decode = partial(self.images.index.decode_small_bytes, at_least=self.images.image_size)
+
         def loaders() -> Iterator[list[Loader]]:
             for _ in range((stop - first) * self.accumulate):
                 chunk = list(islice(samples, self.share))
                 waiting.append(torch.tensor([counter for counter, _ in chunk]))
-                decode = partial(self.images.index.decode_small_bytes, at_least=self.images.image_size)
                 yield [partial(decode, data) for _, data in chunk]
 
         decoded = self.images.decoded(loaders())
