@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
-from benchmarks.steps import Step, make_method, make_views, own_step
+from benchmarks.steps import Step, make_method, make_views, own_step, waited_for
 from pipeline.methods.registry import METHODS
 from pipeline.specs import Backbone, Training
 
@@ -42,7 +42,7 @@ def make_step(
     """One optimiser step on random images; on a GPU in bf16, as a training there is."""
     spec = METHODS["selfpatch"].with_args("vit", Backbone(**sizes["net"]))  # one net for both
     method = make_method(name, {"vit": spec}, sizes["options"] | given, size=sizes["size"])
-    return own_step(method, make_views(method, batch, device), Training())
+    return waited_for(own_step(method, make_views(method, batch, device), Training()), device)
 
 
 def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:

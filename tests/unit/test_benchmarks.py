@@ -12,6 +12,7 @@ from benchmarks import (
     grid,
     probes,
     reading,
+    roofline,
     scaling,
     selfpatch,
     sharding,
@@ -116,7 +117,22 @@ def test_steps(name):
     figures = steps.measure(
         name, small=True, size=64, batch=4, rounds=1, device=torch.device("cpu"), compiled=False
     )
-    assert all(figure.value > 0 for figure in figures) and figures[-1].name.endswith("times as fast")
+    assert all(figure.value > 0 for figure in figures) and " over " in figures[-1].name
+
+
+def test_roofline():
+    figures = roofline.measure(
+        size=64, batch=2, rounds=1, device=torch.device("cpu"), compiled=False, small=True
+    )
+    assert all(figure.value > 0 for figure in figures)
+    assert {figure.unit for figure in figures} == {"TFLOP/s", "GB/s", "ms", "%"}
+
+
+def test_traffic_counts_what_an_operation_reads_and_writes_but_no_views():
+    one = torch.ones(4, 6)
+    with roofline.Traffic() as traffic:
+        one.t() + 1.0
+    assert traffic.bytes == 2 * 24 * 4
 
 
 def test_end_to_end(tmp_path, monkeypatch):
