@@ -4,7 +4,8 @@
 
 The recipes of CASS (one view each of two) and of DINO (its two global crops), on decoded images, uint8, of
 the views' size, as an ImageSet keeps them. torchvision's v2 works on one sample at a time, in as many worker
-processes as there are CPU cores; kornia and ours on batches, in as many threads, or on the GPU. Starting the
+processes as there are CPU cores, and is left out on a GPU; kornia and ours on batches, in as many threads,
+or on the GPU. Starting the
 workers counts. Peers do the same operations with the same probabilities and strengths.
 """
 
@@ -130,27 +131,18 @@ def measure(recipe: str, *, size: int, batch: int, rounds: int, device: torch.de
 
     for first in (kornia, own):  # kernels are chosen
         first()
-    seconds = in_turn({"torchvision": torchvision, "kornia": kornia, "ours": own}, rounds)
+    on_gpu = device.type == "cuda"
+    peers = {"kornia": kornia} if on_gpu else {"torchvision": torchvision, "kornia": kornia}
+    seconds = in_turn(peers | {"ours": own}, rounds)
     name = f"augment {recipe} {size} px"
     figures = [
         Figure(f"{name}: {who}", BATCHES * batch / statistics.median(times), "images/s")
         for who, times in seconds.items()
     ]
-    on_gpu = device.type == "cuda"
-    return [
-        *figures,
-        Figure(
-            f"{name}: times torchvision",
-            ratio(seconds["torchvision"], seconds["ours"]),
-            "x",
-            at_least=OVER_TORCHVISION,
-        ),
-        Figure(
-            f"{name}: times kornia",
-            ratio(seconds["kornia"], seconds["ours"]),
-            "x",
-            at_least=OVER_KORNIA_GPU if on_gpu else None,
-        ),
+    aims = {"torchvision": OVER_TORCHVISION, "kornia": OVER_KORNIA_GPU if on_gpu else None}
+    return figures + [
+        Figure(f"{name}: times {peer}", ratio(seconds[peer], seconds["ours"]), "x", at_least=aims[peer])
+        for peer in peers
     ]
 
 

@@ -51,6 +51,7 @@ NETS: dict[str, dict[str, Any]] = {
     },
 }
 KEPT = 0.97
+BATCHES = 4  # an epoch
 
 
 class Still:
@@ -76,7 +77,7 @@ def measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = NETS[nets]
     size, batch = chosen["size"], batch or chosen["batch"]
-    write_folder(folder / "images", 4 * batch, width=2 * size, height=2 * size)
+    write_folder(folder / "images", BATCHES * batch, width=2 * size, height=2 * size)
     index = shards.write(shards.FolderSource(folder / "images"), folder / "shards")
     images = ImageSet(index, np.arange(len(index.samples)), image_size=size, device=device)
     training = Training(

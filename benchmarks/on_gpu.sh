@@ -23,7 +23,7 @@ measure() { # SECONDS BENCHMARK [ARGUMENT …]
 
 { git rev-parse HEAD; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; "$python" -c 'import torch; print(torch.__version__)'; } > "$out/hardware.txt" 2>&1
 if [[ $parts = *" tests "* ]]; then
-    "$python" -m pytest -m gpu -q tests/gpu 2>&1 | tee "$out/tests.txt"
+    "$python" -m pytest -m gpu -q tests/gpu tests/integration 2>&1 | tee "$out/tests.txt"
 fi
 if [[ $parts = *" eager "* ]]; then
     measure 60 steps cass

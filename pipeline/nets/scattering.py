@@ -9,9 +9,10 @@ themselves, with a ψ of a coarser scale. Filters, padding and the order of the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,8 @@ class _Bank:
     Attributes:
         rows, columns: (M,) and (N,) int64, the pixel that each place of the padded image shows.
         psi: by scale and level, (L, M', 2·N') float32: the Fourier transform of each wavelet, which is real,
-            every value twice, for the real and the imaginary part that it multiplies.
+            every value twice, for the real and the imaginary part that it multiplies; on a GPU (L, M', N')
+            complex64.
         phi: by level, (h, M') and (N', w) float32: smoothing, down-sampling and cutting off the margin.
     """
 
@@ -131,24 +133,55 @@ class _Bank:
         """
         filters = self.psi[scale, level]
         shrink = 2 ** (scale - level)
+        if spectra.is_cuda:
+            return torch.fft.ifft2(_folded_at_once(spectra.unsqueeze(1), filters, shrink)).abs()
         values = torch.view_as_real(spectra).flatten(-2).unsqueeze(1)
-        height, width = filters.shape[1] // shrink, filters.shape[2] // shrink
         total: Tensor | None = None
-        for row in range(shrink):  # taking every so many pixels adds up the spectrum's parts
-            for column in range(shrink):
-                part = (
-                    ...,
-                    slice(row * height, (row + 1) * height),
-                    slice(column * width, (column + 1) * width),
-                )
-                if total is None:
-                    total = values[part] * filters[part]
-                else:
-                    total.addcmul_(values[part], filters[part])
+        for part in _parts(filters, shrink):
+            if total is None:
+                total = values[part] * filters[part]
+            else:
+                total.addcmul_(values[part], filters[part])
         assert total is not None
         waves = torch.fft.ifft2(torch.view_as_complex(total.unflatten(-1, (-1, 2))))
         squares = torch.view_as_real(waves).square_()
         return (squares[..., 0] + squares[..., 1]).sqrt_()
+
+
+def _parts(filters: Tensor, shrink: int) -> Iterator[tuple[Any, slice, slice]]:
+    """The parts of a spectrum that add up where every so many pixels are taken."""
+    height, width = filters.shape[1] // shrink, filters.shape[2] // shrink
+    for row in range(shrink):
+        for column in range(shrink):
+            yield (
+                ...,
+                slice(row * height, (row + 1) * height),
+                slice(column * width, (column + 1) * width),
+            )
+
+
+def _folded_at_once(values: Tensor, filters: Tensor, shrink: int) -> Tensor:
+    """The products' sum over their parts on a GPU: four parts in one kernel, which never reads the sum.
+
+    values: (R, 1, M', N') complex, filters: (L, M', N') complex → (R, L, M'/shrink, N'/shrink) complex
+    """
+    if shrink == 1:
+        return values * filters
+    parts = list(_parts(filters, shrink))
+    total: Tensor | None = None
+    for four in zip(*[iter(parts)] * 4):
+        found = _fold_kernel()(*(values[part] for part in four), *(filters[part] for part in four))
+        total = found if total is None else total.add_(found)
+    assert total is not None
+    return total
+
+
+@functools.cache
+def _fold_kernel() -> Callable[..., Tensor]:
+    return torch.cuda.jiterator._create_jit_fn(
+        "template <typename T> T fold(T a, T b, T c, T d, T p, T q, T r, T s)"
+        " { return a * p + b * q + c * r + d * s; }"
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -162,7 +195,8 @@ def _bank(height: int, width: int, J: int, L: int, device: torch.device) -> _Ban
         for level in range(scale + 1):
             filters = _halved(_halved(wavelets, level, axis=1), level, axis=2)
             filters = filters / 4 ** (scale - level)  # the mean over the parts that are added up
-            psi[scale, level] = _tensor(np.repeat(filters, 2, axis=2), device)
+            wave = _tensor(filters, device)
+            psi[scale, level] = wave.to(torch.complex64) if wave.is_cuda else wave.repeat_interleave(2, dim=2)
     phi = [
         (_tensor(_smoothing(M, J, level), device), _tensor(_smoothing(N, J, level).T, device))
         for level in range(J)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,29 @@ class Agreed:
     broken: tuple[int, int] | None = None
 
 
+class Fetched:
+    """Values on their way to the host, which waits for them only when it reads them.
+
+    Args:
+        values: on any device.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._arrived: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[Any]:
+        """The values, as nested lists."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()
+
+
 class Boundary:
     """Exchanges a few flags after every step.
 
@@ -34,7 +58,7 @@ class Boundary:
     def __init__(self, world: World) -> None:
         self.world = world
         self.lag = world.device.type == "cuda"
-        self._newest: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+        self._newest: Fetched | None = None
 
     def exchange(self, loss: torch.Tensor, *, step: int, stop: bool, save: bool) -> Agreed:
         """Tell this rank's flags after a step and learn everyone's.
@@ -50,30 +74,18 @@ class Boundary:
         flags = flags.to(self.world.device, non_blocking=True)
         flags[2 + self.world.rank] = (~loss.isfinite()).to(torch.int64) * (step + 1)
         self.world.maximum(flags)
-        before, self._newest = self._newest, self._send_home(flags)
+        before, self._newest = self._newest, Fetched(flags)
         if not self.lag:
-            return self._read(self._newest)
-        return self._read(before) if before is not None else Agreed()
+            return _agreed(self._newest)
+        return _agreed(before) if before is not None else Agreed()
 
     def settle(self) -> Agreed:
         """The newest step's answer, waited for; :meth:`exchange` will not give it again."""
         newest, self._newest = self._newest, None
-        return self._read(newest) if newest is not None else Agreed()
+        return _agreed(newest) if newest is not None else Agreed()
 
-    def _send_home(self, flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        if not self.lag:
-            return flags, None
-        home = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-        home.copy_(flags, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return home, event
 
-    @staticmethod
-    def _read(answer: tuple[torch.Tensor, torch.cuda.Event | None]) -> Agreed:
-        flags, event = answer
-        if event is not None:
-            event.synchronize()
-        stop, save, *broken = flags.tolist()
-        first = min(((at - 1, rank) for rank, at in enumerate(broken) if at), default=None)
-        return Agreed(bool(stop), bool(save), None if first is None else (first[1], first[0]))
+def _agreed(answer: Fetched) -> Agreed:
+    stop, save, *broken = answer.read()
+    first = min(((at - 1, rank) for rank, at in enumerate(broken) if at), default=None)
+    return Agreed(bool(stop), bool(save), None if first is None else (first[1], first[0]))

@@ -18,7 +18,7 @@ from pipeline.methods.base import Method, Progress
 from pipeline.nets.backbone import Net
 from pipeline.specs import Training
 from pipeline.train.averaging import Averaging, refresh_batch_norm
-from pipeline.train.boundary import Agreed, Boundary
+from pipeline.train.boundary import Agreed, Boundary, Fetched
 from pipeline.train.distributed import World
 from pipeline.train.logs import LOG, Log, read_log
 from pipeline.train.optim import make_optimizer, set_schedule
@@ -140,6 +140,7 @@ class Loop:
         feed.cut(self.state.accumulate)
         self.broken = 0  # times that it has gone back
         self.boundary = Boundary(world)
+        self.unwritten: tuple[Fetched, list[str], dict[str, float], Progress] | None = None
         self.profile = NoProfile()
         if profile and world.is_first:
             nets = [] if training.compile else [part for part in method.modules() if isinstance(part, Net)]
@@ -195,6 +196,7 @@ class Loop:
             if scalars is None:
                 continue
             self.averaging.update(self.method, now)
+            self._write_line()
             if step % self.log_every == 0 or step + 1 == self.steps:
                 self._log(scalars, rates, now)
             agreed = self._agree(scalars["loss"], step)
@@ -225,10 +227,20 @@ class Loop:
         )
 
     def _log(self, scalars: dict[str, Tensor], rates: dict[str, float], now: Progress) -> None:
-        means = self.world.mean(torch.stack(list(scalars.values()))).tolist()
-        values = dict(zip(scalars, means, strict=True))
+        means = Fetched(self.world.mean(torch.stack(list(scalars.values()))))
+        self.unwritten = means, list(scalars), rates, now
+        if not self.boundary.lag:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        """The line of a step, on a GPU once the next step is under way: nothing waits for it."""
+        if self.unwritten is None:
+            return
+        means, names, rates, now = self.unwritten
+        self.unwritten = None
         if self.log is None:
             return
+        values = dict(zip(names, means.read(), strict=True))
         speed = (now.step + 1) * self.training.batch_size / max(1e-9, self._seconds())
         self.log.write("step", step=now.step, epoch=now.epoch, **values, **rates)
         self.log.speed(speed, step=now.step)
@@ -243,6 +255,7 @@ class Loop:
 
     def _refuse_broken(self, agreed: Agreed) -> None:
         if agreed.broken is not None:
+            self._write_line()
             rank, step = agreed.broken
             if self.training.on_nan == "rollback" and self.broken < MOST_BROKEN:
                 raise _Broken(rank, step)
@@ -281,6 +294,7 @@ class Loop:
 
     def _save(self, done: int) -> None:
         self._refuse_broken(self.boundary.settle())
+        self._write_line()
         log: dict[str, Any] = {}
         if self.log is not None:
             position, sha256 = self.log.position(), self.log.sha256()
@@ -290,6 +304,7 @@ class Loop:
 
     def _stop(self, done: int) -> None:
         self.state.settle()
+        self._write_line()
         if self.log is not None:
             self.log.close()
         raise Stopped(f"stopped after step {done} of {self.steps}")
@@ -301,6 +316,7 @@ class Loop:
         """All ranks evaluate; rank 0 logs it."""
         if self.probe is None:
             return {}
+        self._write_line()
         began = time.monotonic()
         self.method.eval()
         lines = self.probe(self.method, nets)
@@ -313,6 +329,7 @@ class Loop:
 
     def _finish(self) -> Trained:
         self.state.settle()
+        self._write_line()
         nets = self.averaging.nets(self.method)
         if self.averaging.model is not None:
             epoch = self.feed.steps(0, math.ceil(self.steps_per_epoch))

@@ -118,10 +118,12 @@ def make_loop(
     training: Training,
     world: World | None = None,
     archs=("cnn", "vit"),
+    cache="ram",
 ) -> Loop:
     world = world or World()
     index = Index.open(shards)
-    images = ImageSet(index, index.rows("train"), image_size=SIZE, cache="ram")
+    rows = index.rows("train")
+    images = ImageSet(index, rows, image_size=SIZE, cache=cache, device=world.device)
     sampler = EpochSampler(
         len(images),
         batch_size=training.batch_size,

@@ -253,9 +253,8 @@ def test_a_loss_that_is_not_finite_costs_its_step_and_no_more(on_nan, shards, tm
 
 
 def reads_late(loop):
-    """Let a loop learn of a loss that is not finite one step late, as on a GPU."""
+    """Let a loop learn one step late of a loss that is not finite, and of what to log, as on a GPU."""
     loop.boundary.lag = True
-    loop.boundary._send_home = lambda flags: (flags, None)
 
 
 def probe_after_step_4(loop):
@@ -266,6 +265,21 @@ def probe_after_step_4(loop):
         return {"health": {"seen": 1.0}}
 
     loop.probe, loop.probe_every = probe, 5
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_log_written_one_step_late_has_the_same_bytes(probed, shards, tmp_path):
+    for name in ("at_once", "late"):
+        loop = make_loop("cass_vc", shards, tmp_path / name, training=settings(checkpoint_steps=3))
+        loop.log_every = 2
+        if probed:
+            probe_after_step_4(loop)
+        if name == "late":
+            reads_late(loop)
+        trained = loop.run()
+        assert trained.loss is not None and trained.steps == 10
+    late, at_once = ((tmp_path / name / "log.jsonl").read_bytes() for name in ("late", "at_once"))
+    assert late == at_once and at_once.count(b'"step"') >= 6
 
 
 def test_late_news_of_a_loss_that_is_not_finite_comes_before_a_probe(shards, tmp_path):

@@ -1,0 +1,47 @@
+"""On a GPU: what a training there must not do."""
+
+import pytest
+import torch
+from pretrain_cases import OPTIONS, make_loop, settings, write_shards
+
+from pipeline.train.distributed import World
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ONE_NET = {"dino", "selfpatch", "ibot", "hssl", "simclr", "byol", "scatsimclr"}
+ARCHS = {"scatsimclr": ("cnn",), "simclr": ("cnn",), "byol": ("cnn",)}
+UNTRAINED = {"bn_refresh", "supervised"}
+SETTLED = 2  # steps after which buffers and kernels are there
+
+
+@pytest.mark.parametrize(
+    ("method", "cache"), [("cass", "ram"), *((name, "gpu") for name in OPTIONS if name not in UNTRAINED)]
+)
+def test_no_step_waits_for_the_gpu(method, cache, tmp_path):
+    archs = ARCHS.get(method, ("vit",)) if method in ONE_NET else ("cnn", "vit")
+    training = settings(epochs=3, checkpoint_steps=None, checkpoint_seconds=3600)
+    world = World(device=torch.device("cuda", 0))
+    shards = write_shards(tmp_path)
+    loop = make_loop(
+        method, shards, tmp_path / "run", training=training, world=world, archs=archs, cache=cache
+    )
+    take, finish, taken = loop.stepper.take, loop._finish, []
+
+    def watched(batches, now):
+        if now.step == SETTLED:
+            torch.cuda.set_sync_debug_mode("error")
+        taken.append(now.step)
+        return take(batches, now)
+
+    def finished():
+        torch.cuda.set_sync_debug_mode("default")
+        return finish()
+
+    loop.stepper.take, loop._finish = watched, finished
+    try:
+        loop.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(taken) > SETTLED + 3
