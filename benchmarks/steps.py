@@ -228,6 +228,8 @@ def makers(
     made["ours bf16"] = partial(own, precision="bf16")
     if compiled:
         made["ours bf16 compiled"] = partial(own, precision="bf16", compile=True)
+    if compiled and device.type == "cuda":
+        made["ours bf16 graphs"] = partial(own, precision="bf16", compile="graphs")
     if device.type == "cuda":
         made["ours bf16 recompute"] = partial(own, precision="bf16", recompute=True)
     return made

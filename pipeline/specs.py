@@ -240,7 +240,7 @@ class Training(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
     sync_bn: bool = True
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["graphs"] = False
     recompute: bool = False  # activations are not kept: the backward pass computes them again
     reading: Literal["indexed", "streamed"] = "indexed"
     cache: Literal["auto", "gpu", "ram", "none"] = "auto"

@@ -124,7 +124,7 @@ class SelfpatchOptions(DinoOptions):
     patch_out_dim: int = Field(4096, ge=2)  # prototypes of the patch head
     patch_student_temperature: float = Field(0.1, gt=0)
     patch_teacher_temperature: float = Field(0.04, gt=0)
-    patch_chunk: int = Field(4096, ge=1)  # patches whose scores are in memory at one time
+    patch_chunk: int = Field(16384, ge=1)  # patches whose scores are in memory at one time
 
 
 class IbotOptions(DinoOptions):

@@ -99,7 +99,7 @@ def _masked(model: Any, masks: Tensor | None, token: Tensor | None) -> Iterator[
         return
 
     def replace(module: nn.Module, inputs: Any, patches: Tensor) -> Tensor:
-        there = masks.to(patches.device).view(*patches.shape[:-1], 1)
+        there = masks.to(patches.device, non_blocking=True).view(*patches.shape[:-1], 1)
         return torch.where(there, token.to(patches.dtype), patches)
 
     handle = model.patch_embed.register_forward_hook(replace)

@@ -62,10 +62,12 @@ class Stepper:
         nets = [part for part in method.modules() if isinstance(part, Net)]
         for net in nets if training.recompute else ():
             net.recompute()
+        self.graphs = training.compile == "graphs" and world.device.type == "cuda"
         if training.compile:
+            compiled = functools.partial(torch.compile, mode="reduce-overhead" if self.graphs else None)
             for net in nets:
-                net.features = torch.compile(net.features)  # type: ignore[method-assign]
-                net.raw_tokens = torch.compile(net.raw_tokens)  # type: ignore[method-assign]
+                net.features = compiled(net.features)  # type: ignore[method-assign]
+                net.raw_tokens = compiled(net.raw_tokens)  # type: ignore[method-assign]
         if world.world_size > 1 and optimizer is not None:
             whole = accumulate == 1  # a static graph cannot leave out the synchronisation
             self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)
@@ -101,6 +103,8 @@ class Stepper:
             UserError: too many steps in a row were not taken.
         """
         learns = self.optimizer is not None
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be written over
         totals: dict[str, Tensor] = {}
         skips = self.training.on_nan == "skip" and learns
         before = Before(self.method, self.world.device) if skips else None

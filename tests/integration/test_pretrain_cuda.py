@@ -5,6 +5,7 @@ import torch
 from pretrain_cases import OPTIONS, make_loop, settings, write_shards
 
 from pipeline.train.distributed import World
+from pipeline.train.logs import read_log
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,3 +46,18 @@ def test_no_step_waits_for_the_gpu(method, cache, tmp_path):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(taken) > SETTLED + 3
+
+
+@pytest.mark.parametrize("method", ["cass_plus", "dino"])
+def test_graphs_train_as_without_them(method, tmp_path):
+    shards, losses = write_shards(tmp_path), {}
+    for way in (False, "graphs"):
+        archs = ("vit",) if method in ONE_NET else ("cnn", "vit")
+        training = settings(epochs=3, precision="fp32", compile=way)
+        folder, world = tmp_path / str(way), World(device=torch.device("cuda", 0))
+        loop = make_loop(method, shards, folder, training=training, world=world, archs=archs, cache="gpu")
+        loop.log_every = 1
+        loop.run()
+        losses[way] = torch.tensor([line["loss"] for line in read_log(folder, "step")])
+    assert len(losses[False]) >= 8
+    torch.testing.assert_close(losses["graphs"], losses[False], rtol=2e-3, atol=2e-3)
