@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import timm
@@ -72,6 +72,7 @@ class Net(nn.Module):
         self.name, self.args, self.image_size = name, dict(args), image_size
         self.num_features: int = getattr(net, "head_hidden_size", None) or net.num_features  # type: ignore[assignment]
         self.mean, self.std = tuple(mean), tuple(std)
+        self._fast: Callable[..., Any] | None = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
 
@@ -92,14 +93,14 @@ class Net(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The pooled vector before the classifier: (B, 3, H, W) in [0, 1] → (B, num_features)."""
-        return self.net.forward_head(self.net.forward_features(self.normalise(images)), pre_logits=True)
+        return self.net.forward_head(self.timm_pass("forward_features", images), pre_logits=True)
 
     def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`features` and the last feature map (or patch grid) of one forward pass.
 
         images: (B, 3, H, W) in [0, 1] → (B, num_features) and (B, map_channels, h, w)
         """
-        out = self.net.forward_features(self.normalise(images))
+        out = self.timm_pass("forward_features", images)
         return self.net.forward_head(out, pre_logits=True), self._as_map(out, images)
 
     def feature_map(self, images: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class Net(nn.Module):
 
         images: (B, 3, H, W) in [0, 1] → (B, map_channels, h, w)
         """
-        return self._as_map(self.net.forward_features(self.normalise(images)), images)
+        return self._as_map(self.timm_pass("forward_features", images), images)
 
     @property
     def map_channels(self) -> int:
@@ -116,7 +117,7 @@ class Net(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Through timm's own classifier: (B, 3, H, W) in [0, 1] → (B, num_classes)."""
-        return self.net(self.normalise(images))
+        return self.timm_pass("forward", images)
 
     forward = logits
 
@@ -133,8 +134,8 @@ class Net(nn.Module):
 
         images: (B, 3, H, W) in [0, 1] → (B, N, C), row by row, without class or register tokens
         """
-        (tokens,) = self.net.forward_intermediates(
-            self.normalise(images), indices=1, output_fmt="NLC", intermediates_only=True
+        (tokens,) = self.timm_pass(
+            "forward_intermediates", images, indices=1, output_fmt="NLC", intermediates_only=True
         )
         return tokens
 
@@ -150,6 +151,37 @@ class Net(nn.Module):
         height, width = images.shape[-2:]
         rows = max(1, round(math.sqrt(tokens.shape[1] * height / width)))
         return tokens.transpose(1, 2).unflatten(2, (rows, -1))
+
+    def compile_passes(self, *, graphs: bool = False) -> None:
+        """From now on run timm's forward passes through ``torch.compile`` while in train mode.
+
+        Each size of image and batch is compiled for itself, when it first comes.
+
+        Args:
+            graphs: replay CUDA graphs; whoever takes a step marks where it begins
+                (``torch.compiler.cudagraph_mark_step_begin``).
+        """
+        mode = "reduce-overhead" if graphs else None
+        self._fast = torch.compile(self._run, dynamic=False, mode=mode)
+
+    def timm_pass(self, name: str, images: Tensor, *, eager: bool = False, **wanted: Any) -> Any:
+        """One of timm's forward passes, compiled where that was asked for.
+
+        Args:
+            name: of timm's method.
+            images: (B, 3, H, W) in [0, 1].
+            eager: not compiled in any case: hooks differ from call to call.
+            wanted: for timm.
+        """
+        run = self._fast if self._fast is not None and self.training and not eager else self._run
+        return run(name, images, **wanted)
+
+    def _run(self, name: str, images: Tensor, **wanted: Any) -> Any:
+        return getattr(self.net, name)(self.normalise(images), **wanted)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: what was compiled is compiled for this net."""
+        return self.__dict__ | {"_fast": None}
 
     def recompute(self) -> None:
         """From now on keep no activations for the backward pass, which computes them again.

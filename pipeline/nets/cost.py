@@ -48,8 +48,7 @@ def cost(net: Net, *, size: int | None = None) -> Cost:
         counter,
         sdpa_kernel(SDPBackend.MATH),  # not every fused kernel of attention is known to the counter
     ):
-        # Of the class: an instance's own may be compiled for the weights it had.
-        Net.features(bare, torch.zeros(1, 3, side, side))
+        bare.features(torch.zeros(1, 3, side, side))
     return {
         "params": sum(parameter.numel() for parameter in bare.parameters()),
         "gmac": counter.get_total_flops() / 2e9,

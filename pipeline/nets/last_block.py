@@ -60,7 +60,9 @@ def last_block(
         raise UserError(f"backbone '{net.name}': timm does not hand out its last block's tokens")
     wanted: dict[str, Any] = {"return_prefix_tokens": True} if class_token else {}
     with _masked(model, masks, mask_token):
-        out, (last,) = model.forward_intermediates(net.normalise(images), indices=1, **wanted)
+        out, (last,) = net.timm_pass(
+            "forward_intermediates", images, eager=masks is not None, indices=1, **wanted
+        )
     last, prefix = last if class_token else (last, None)
     tokens = last.flatten(2).transpose(1, 2)
     return LastBlock(

@@ -22,6 +22,7 @@ from pipeline.train.state import Before
 from pipeline.train.views import Views
 
 MOST_BROKEN = 10  # losses that are not finite, one after another or after going back, before it stops
+MOST_COMPILED = 64  # nets times sizes of view; PyTorch's 8 are fewer than CASS with teachers and crops has
 DDP_SETTLES = 2  # steps with a static graph before DDP has laid out its buckets for good
 
 
@@ -63,11 +64,9 @@ class Stepper:
         for net in nets if training.recompute else ():
             net.recompute()
         self.graphs = training.compile == "graphs" and world.device.type == "cuda"
-        if training.compile:
-            compiled = functools.partial(torch.compile, mode="reduce-overhead" if self.graphs else None)
-            for net in nets:
-                net.features = compiled(net.features)  # type: ignore[method-assign]
-                net.raw_tokens = compiled(net.raw_tokens)  # type: ignore[method-assign]
+        for net in nets if training.compile else ():
+            torch._dynamo.config.cache_size_limit = MOST_COMPILED
+            net.compile_passes(graphs=self.graphs)
         if world.world_size > 1 and optimizer is not None:
             whole = accumulate == 1  # a static graph cannot leave out the synchronisation
             self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)

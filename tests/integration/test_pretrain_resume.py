@@ -267,6 +267,26 @@ def probe_after_step_4(loop):
     loop.probe, loop.probe_every = probe, 5
 
 
+@pytest.mark.parametrize("method", ["cass", "cass_plus", "dino", "selfpatch", "simclr", "hssl"])
+def test_compiled_nets_are_used_and_train_to_the_same_bits(method, shards, tmp_path, monkeypatch):
+    """Traced as for a compiler, then run as they are: no compiler is needed, and no bit changes."""
+    compile_, called = torch.compile, []
+
+    def traced(function, **how):
+        fast = compile_(function, backend="eager", dynamic=how["dynamic"])
+        return lambda *given, **more: (called.append(function.__self__), fast(*given, **more))[1]
+
+    monkeypatch.setattr(torch, "compile", traced)
+    archs = ("cnn", "vit") if method.startswith("cass") else ("cnn",) if method == "simclr" else ("vit",)
+    trained = {}
+    for way in (False, True):
+        training = settings(epochs=1, compile=way)
+        loop = make_loop(method, shards, tmp_path / str(way), training=training, archs=archs)
+        trained[way] = weights(loop.run())
+    assert {net.arch for net in called} == set(archs)
+    assert_same_bits(trained[False], trained[True])
+
+
 @pytest.mark.parametrize("probed", [False, True])
 def test_a_log_written_one_step_late_has_the_same_bytes(probed, shards, tmp_path):
     for name in ("at_once", "late"):
