@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
-from benchmarks.steps import Step, make_method, make_views, own_step, waited_for
+from benchmarks.steps import AT_A_TIME, Step, make_method, make_views, own_step, waited_for
 from pipeline.methods.registry import METHODS
 from pipeline.specs import Backbone, Training
 
@@ -54,7 +54,8 @@ def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:
     for step in steps.values():
         step()
     seconds = in_turn(steps, rounds)
-    figures = [Figure("selfpatch: DINO's step", statistics.median(seconds["dino"]), "s")]
+    at_once = AT_A_TIME if device.type == "cuda" else 1
+    figures = [Figure("selfpatch: DINO's step", statistics.median(seconds["dino"]) / at_once, "s")]
     for label, (name, _, aim) in RUNS.items():
         if name == "selfpatch":
             figures.append(

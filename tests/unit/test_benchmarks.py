@@ -18,12 +18,14 @@ from benchmarks import (
     sharding,
     startup,
     steps,
+    time_to_score,
 )
 from benchmarks.__main__ import main, names
 from benchmarks.compute import compute
 from benchmarks.figures import Figure
 from benchmarks.pairs import in_turn, ratio
 from benchmarks.pictures import write_folder
+from benchmarks.time_to_score import Course
 
 
 def test_checkpoints():
@@ -118,6 +120,21 @@ def test_steps(name):
         name, small=True, size=64, batch=4, rounds=1, device=torch.device("cpu"), compiled=False
     )
     assert all(figure.value > 0 for figure in figures) and " over " in figures[-1].name
+
+
+def test_time_to_a_score_is_that_of_the_first_look_with_all_nets_there():
+    course = Course([0.0, 1.0, 2.0, 3.0], {"cnn": [0.9, 0.4, 0.6, 0.7], "vit": [0.9, 0.6, 0.5, 0.6]})
+    assert course.until({"cnn": 0.6, "vit": 0.6}) == 3 and course.until({"cnn": 0.4, "vit": 0.5}) == 1
+    assert course.until({"cnn": 0.8, "vit": 0.0}) == float("inf")
+
+
+def test_time_to_score(tmp_path):
+    figures = {
+        figure.name: figure.value
+        for figure in time_to_score.measure("pbc", time_to_score.SMALL, ["cass_plus"], tmp_path, looks=2)
+    }
+    assert figures["time to score, pbc: dino, seed 0, cnn"] > 20, "10 classes"
+    assert figures["time to score, pbc: cass_plus over dino, middle of the seeds"] > 0
 
 
 def test_roofline():
