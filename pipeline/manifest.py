@@ -78,7 +78,7 @@ class Receipt:
         sum: SHA-256 of the file up to this entry, its last; empty before it is read from there.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", defer_build=True)
     key: str
     task: str
     stage: str
@@ -139,7 +139,7 @@ class Receipt:
 class Manifest:
     """An experiment's tasks in an order in which every task comes after those it needs."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", defer_build=True)
     experiment: dict[str, Any]
     store: str
     tasks: tuple[Task, ...]

@@ -82,7 +82,12 @@ class Strict(Typed):
 
     # Defaults are validated too: 25 and 25.0 must not be two keys.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
 

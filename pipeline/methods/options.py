@@ -14,7 +14,9 @@ Width = Annotated[int, Field(ge=1)]
 class Options(Typed):
     """Options of one method: unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class NoOptions(Options):
