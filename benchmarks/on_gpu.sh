@@ -37,6 +37,7 @@ if [[ $parts = *" eager "* ]]; then
 fi
 if [[ $parts = *" compiled "* ]]; then
     measure 150 steps cass --compile
+    measure 240 end_to_end --nets large --batch 64 --graphs --rounds 1
     measure 150 steps cass --compile --size 384 --batch 32
     measure 120 steps dino --compile
     measure 120 steps simclr --compile
