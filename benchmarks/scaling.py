@@ -1,13 +1,16 @@
 """Two ranks on two cores against one rank on one core, and a model of what communication costs.
 
     python -m benchmarks scaling [--method cass_plus] [--nets small|large] [--steps N] [--rounds N] [--small]
+    python -m benchmarks scaling --model STEP_MS GRADIENTS_MIB GB_PER_S
 
 Each rank is bound to a core of its own and takes the same number of images a step, as a pretraining does it:
 under ``DistributedDataParallel``, with batch statistics over both. The model: a step's gradients are
 all-reduced once, 4 bytes a trained weight, at the bandwidth that the same two ranks measure on one tensor of
 that size, and nothing of it is hidden behind the backward pass; the messages of batch statistics are small
 and left out. Two single ranks at once, which know nothing of each other, say what sharing the machine's
-memory costs.
+memory costs. ``--model`` prints what the model says of 8 to 512 ranks, from a step's time on one rank, its
+gradients and what a rank sends a second: without hiding anything, and hidden as far as the backward pass is
+long.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from pipeline.specs import Training
 from pipeline.train.distributed import World
 
 EFFICIENCY = 0.9
+BACKWARD = 2 / 3  # of a step
+RANKS = (8, 16, 32, 64, 128, 256, 512)
 WARM_UP = 3
 
 
@@ -83,6 +88,20 @@ def run(method: str, nets: str, *, steps: int, ranks: int, together: bool) -> li
     return [json.loads(text.splitlines()[-1]) for text in said]
 
 
+def predict(step: float, sent: float, bandwidth: float, *, ranks: int, hidden: float = 0.0) -> float:
+    """Efficiency by the model: a ring's all-reduce, in which each rank sends 2·(N − 1)/N times the gradients.
+
+    Args:
+        step: seconds of a step on one rank.
+        sent: bytes of gradients.
+        bandwidth: bytes that a rank sends a second, through the narrowest link of the ring.
+        ranks: N.
+        hidden: share of the step behind which the all-reduce may run.
+    """
+    reduced = 2 * (ranks - 1) / ranks * sent / bandwidth
+    return step / (step + max(0.0, reduced - hidden * step))
+
+
 def measure(method: str, nets: str, *, steps: int, rounds: int) -> list[Figure]:
     ways = {"one": (1, False), "beside": (2, False), "two": (2, True)}
     found: dict[str, list[list[dict[str, Any]]]] = {way: [] for way in ways}
@@ -108,7 +127,11 @@ def measure(method: str, nets: str, *, steps: int, rounds: int) -> list[Figure]:
         Figure(f"{name}: gradients", sent / 2**20, "MiB"),
         Figure(f"{name}: all-reduce of them", reduced * 1e3, "ms"),
         Figure(f"{name}: efficiency", efficiency, "", at_least=EFFICIENCY),
-        Figure(f"{name}: efficiency by the model", one / (beside + reduced), ""),
+        Figure(
+            f"{name}: efficiency by the model",
+            one / beside * predict(beside, sent, sent / reduced, ranks=2),
+            "",
+        ),
     ]
 
 
@@ -119,6 +142,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="two steps, to try it")
+    parser.add_argument("--model", nargs=3, type=float, metavar=("STEP_MS", "GRADIENTS_MIB", "GB_PER_S"))
     for hidden in ("--rank", "--world"):  # of a process that this one starts
         parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--meeting", help=argparse.SUPPRESS)
@@ -126,6 +150,15 @@ def main() -> None:
     if given.rank is not None:
         place = {"rank": given.rank, "world": given.world, "meeting": given.meeting}
         print(json.dumps(work(given.method, given.nets, steps=given.steps, **place)))
+        return
+    if given.model is not None:
+        milliseconds, mebibytes, gigabytes = given.model
+        for ranks in RANKS:
+            bare, best = (
+                predict(milliseconds / 1e3, mebibytes * 2**20, gigabytes * 1e9, ranks=ranks, hidden=hidden)
+                for hidden in (0.0, BACKWARD)
+            )
+            print(f"{ranks:4} ranks: {bare:.2f}, hidden {best:.2f}")
         return
     steps, rounds = (2, 1) if given.small else (given.steps, given.rounds)
     figures = measure(given.method, given.nets, steps=steps, rounds=rounds)

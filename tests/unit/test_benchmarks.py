@@ -122,6 +122,14 @@ def test_steps(name):
     assert all(figure.value > 0 for figure in figures) and " over " in figures[-1].name
 
 
+def test_the_model_of_communication():
+    """Two ranks send as much as the gradients are, many twice that."""
+    assert scaling.predict(1.0, 100.0, 100.0, ranks=2) == 0.5
+    assert scaling.predict(1.0, 100.0, 100.0, ranks=200) == pytest.approx(1 / 2.99)
+    assert scaling.predict(1.0, 100.0, 100.0, ranks=2, hidden=0.5) == pytest.approx(1 / 1.5)
+    assert scaling.predict(1.0, 10.0, 100.0, ranks=2, hidden=0.5) == 1
+
+
 def test_time_to_a_score_is_that_of_the_first_look_with_all_nets_there():
     course = Course([0.0, 1.0, 2.0, 3.0], {"cnn": [0.9, 0.4, 0.6, 0.7], "vit": [0.9, 0.6, 0.5, 0.6]})
     assert course.until({"cnn": 0.6, "vit": 0.6}) == 3 and course.until({"cnn": 0.4, "vit": 0.5}) == 1
