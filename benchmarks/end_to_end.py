@@ -1,6 +1,7 @@
 """How much of the speed of a bare step a pretraining keeps, with reading, augmenting, logging and the rest.
 
-    python -m benchmarks end_to_end [--method cass_plus] [--nets small|large] [--compile|--graphs] [--small]
+    python -m benchmarks end_to_end [--method cass_plus] [--nets small|large] [--steps N]
+        [--compile|--graphs] [--small]
 
 The loop of a pretraining over a cached set against the same loop on views that lie on the device. ``small``:
 resnet10t and a small ViT at 32 px, batch 64; ``large``: ResNet-50 and ViT-B/16 at 224 px, batch 4 (on a GPU

@@ -1,12 +1,14 @@
 """Whole optimiser steps of CASS, DINO and SimCLR beside the loops of others, on equal nets and batch.
 
-    python -m benchmarks steps cass|dino|simclr [--batch N] [--size 224] [--rounds N] [--small]
+    python -m benchmarks steps cass|dino|simclr [--batch N] [--size 224] [--rounds N] [--compile] [--small]
 
 Views lie on the device. CASS: ResNet-50 and ViT-B/16, one view, against the paper's loop (two nets with a
 classifier, two Adams, fp32, eager; arXiv 2206.04170). DINO (ViT-S/16, 2 + 6 crops) and SimCLR (ResNet-50):
 against lightly's modules in the loop of its examples, in fp32 and in the bf16 that they offer. Ours run as a
-pretraining does, in fp32 and in bf16, without and with ``torch.compile``. On a GPU the memory that a
-step takes at most, gradients and activations, is given too.
+pretraining does, in fp32 and in bf16, and with ``--compile`` in bf16 through ``torch.compile``, on a GPU also
+with CUDA graphs. On a GPU the fp32 of ours and of lightly's lets matrix products round their factors to TF32,
+as our trainings do; the paper's loop runs without and with that. There, too, activations computed again
+(``recompute``), and the memory that a step takes at most, weights and the optimiser's moments included.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from benchmarks.figures import RESULTS, Figure, report
 from pipeline.data.feed import IndexedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
+from pipeline.errors import UserError
 from pipeline.evaluate.linear import pick_weight_decay, predict_logits
 from pipeline.evaluate.standardise import PrincipalAxes
 from pipeline.experiment_file import load_experiment
@@ -86,7 +87,7 @@ class Looks:
             rows = rows[evenly(len(rows), most)]
             self.images[split] = read_images(index, rows, spec, World())
             self.targets[split] = index.targets(rows)
-        self.began = clock()
+        self.began = 0.0  # set when the training begins
 
     def __call__(self, method: Method, nets: dict[str, Net]) -> dict[str, dict[str, float]]:
         at = self.clock()
@@ -157,6 +158,8 @@ def measure(
 ) -> list[Figure]:
     """DINO's scores, and each method's share of DINO's time to them, by seed and in the middle."""
     given = load_experiment(experiment, settings)
+    if missing := {AGAINST, *methods} - set(given.methods):
+        raise UserError(f"{experiment} has no {', '.join(sorted(missing))}")
     (dataset,) = given.all_datasets
     options = shards.ShardOptions(
         splits=dataset.splits.model_dump(), resize=dataset.resize, duplicates=dataset.duplicates

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -69,6 +70,12 @@ def _known_recipe(name: str) -> str:
     except UserError as error:
         raise ValueError(str(error)) from None
     return name
+
+
+def _way_to_compile(value: Any) -> Any:
+    if isinstance(value, bool) or value == "graphs":
+        return value
+    raise ValueError(f"expected true, false or graphs, found {value!r}")
 
 
 Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
@@ -245,7 +252,7 @@ class Training(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
     sync_bn: bool = True
     channels_last: bool = True
-    compile: bool | Literal["graphs"] = False
+    compile: Annotated[bool | Literal["graphs"], BeforeValidator(_way_to_compile)] = False
     recompute: bool = False  # activations are not kept: the backward pass computes them again
     reading: Literal["indexed", "streamed"] = "indexed"
     cache: Literal["auto", "gpu", "ram", "none"] = "auto"

@@ -161,27 +161,42 @@ def _parts(filters: Tensor, shrink: int) -> Iterator[tuple[Any, slice, slice]]:
 
 
 def _folded_at_once(values: Tensor, filters: Tensor, shrink: int) -> Tensor:
-    """The products' sum over their parts on a GPU: four parts in one kernel, which never reads the sum.
+    """The products' sum over their parts on a GPU: four parts in one kernel.
 
     values: (R, 1, M', N') complex, filters: (L, M', N') complex → (R, L, M'/shrink, N'/shrink) complex
     """
     if shrink == 1:
         return values * filters
     parts = list(_parts(filters, shrink))
-    total: Tensor | None = None
+    fold, total = _fold_kernel(), None
     for four in zip(*[iter(parts)] * 4):
-        found = _fold_kernel()(*(values[part] for part in four), *(filters[part] for part in four))
+        found = fold(*(values[part] for part in four), *(filters[part] for part in four))
         total = found if total is None else total.add_(found)
     assert total is not None
     return total
 
 
+def _fold_plainly(*factors: Tensor) -> Tensor:
+    """a·p + b·q + c·r + d·s of (a, b, c, d, p, q, r, s)."""
+    total = factors[0] * factors[4]
+    for one, other in zip(factors[1:4], factors[5:]):
+        total.addcmul_(one, other)
+    return total
+
+
 @functools.cache
 def _fold_kernel() -> Callable[..., Tensor]:
-    return torch.cuda.jiterator._create_jit_fn(
+    """:func:`_fold_plainly` in one kernel; itself where PyTorch cannot compile one (the compiler is a beta)."""
+    text = (
         "template <typename T> T fold(T a, T b, T c, T d, T p, T q, T r, T s)"
         " { return a * p + b * q + c * r + d * s; }"
     )
+    try:
+        fold = torch.cuda.jiterator._create_jit_fn(text)
+        fold(*torch.ones(8, 1, dtype=torch.complex64, device="cuda"))
+    except Exception:  # whatever it raises: nothing is lost but time
+        return _fold_plainly
+    return fold
 
 
 @functools.lru_cache(maxsize=8)

@@ -140,7 +140,7 @@ class Loop:
         feed.cut(self.state.accumulate)
         self.broken = 0  # times that it has gone back
         self.boundary = Boundary(world)
-        self.unwritten: tuple[Fetched, list[str], dict[str, float], Progress] | None = None
+        self.unwritten: tuple[Fetched, list[str], dict[str, float], Progress, float] | None = None
         self.profile = NoProfile()
         if profile and world.is_first:
             nets = [] if training.compile else [part for part in method.modules() if isinstance(part, Net)]
@@ -228,20 +228,23 @@ class Loop:
 
     def _log(self, scalars: dict[str, Tensor], rates: dict[str, float], now: Progress) -> None:
         means = Fetched(self.world.mean(torch.stack(list(scalars.values()))))
-        self.unwritten = means, list(scalars), rates, now
+        speed = (now.step + 1) * self.training.batch_size / max(1e-9, self._seconds())
+        self.unwritten = means, list(scalars), rates, now, speed
         if not self.boundary.lag:
             self._write_line()
 
     def _write_line(self) -> None:
-        """The line of a step, on a GPU once the next step is under way: nothing waits for it."""
+        """The line of a step, on a GPU once the next step is under way: nothing waits for it.
+
+        A training that an error ends in between lacks its last line.
+        """
         if self.unwritten is None:
             return
-        means, names, rates, now = self.unwritten
+        means, names, rates, now, speed = self.unwritten
         self.unwritten = None
         if self.log is None:
             return
         values = dict(zip(names, means.read(), strict=True))
-        speed = (now.step + 1) * self.training.batch_size / max(1e-9, self._seconds())
         self.log.write("step", step=now.step, epoch=now.epoch, **values, **rates)
         self.log.speed(speed, step=now.step)
         self.progress(now.step + 1, self.steps, f"loss {values['loss']:.4g}, {speed:.0f} images/s")
@@ -304,7 +307,6 @@ class Loop:
 
     def _stop(self, done: int) -> None:
         self.state.settle()
-        self._write_line()
         if self.log is not None:
             self.log.close()
         raise Stopped(f"stopped after step {done} of {self.steps}")

@@ -64,8 +64,10 @@ class Stepper:
         for net in nets if training.recompute else ():
             net.recompute()
         self.graphs = training.compile == "graphs" and world.device.type == "cuda"
+        if training.compile:
+            kept = torch._dynamo.config
+            kept.cache_size_limit = max(kept.cache_size_limit, MOST_COMPILED)
         for net in nets if training.compile else ():
-            torch._dynamo.config.cache_size_limit = MOST_COMPILED
             net.compile_passes(graphs=self.graphs)
         if world.world_size > 1 and optimizer is not None:
             whole = accumulate == 1  # a static graph cannot leave out the synchronisation
@@ -85,6 +87,7 @@ class Stepper:
         """
         for step in range(self.rehearsals):
             before, now = Before(self.method, self.world.device), progress(step)
+            self._begin_step()
             with self.autocast():
                 outputs = self.model(self.views(batch, self.method.views_needed(now)), now)
             outputs["loss"].backward()
@@ -102,8 +105,7 @@ class Stepper:
             UserError: too many steps in a row were not taken.
         """
         learns = self.optimizer is not None
-        if self.graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be written over
+        self._begin_step()
         totals: dict[str, Tensor] = {}
         skips = self.training.on_nan == "skip" and learns
         before = Before(self.method, self.world.device) if skips else None
@@ -121,6 +123,11 @@ class Stepper:
         with self.profile.part("optimiser"):
             taken = self._update(totals["loss"], now, before)
         return totals if taken else None
+
+    def _begin_step(self) -> None:
+        """CUDA graphs may write over what the step before gave."""
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def _update(self, loss: Tensor, now: Progress, before: Before | None) -> bool:
         """The optimiser's step and the method's own.

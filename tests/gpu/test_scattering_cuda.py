@@ -11,14 +11,15 @@ pytestmark = [
 ]
 
 
-def test_coefficients_are_the_cpus_under_tf32_and_autocast():
+@pytest.mark.parametrize(("J", "L"), [(2, 16), (3, 4)])
+def test_coefficients_are_the_cpus_under_tf32_and_autocast(J, L):
     images = torch.rand(4, 3, 96, 96)
-    expected = Scattering(2, 16)(images)
+    expected = Scattering(J, L)(images)
     allowed = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            found = Scattering(2, 16)(images.cuda()).cpu()
+            found = Scattering(J, L)(images.cuda()).cpu()
     finally:
         torch.set_float32_matmul_precision(allowed)
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()

@@ -57,6 +57,24 @@ def test_accumulation_gives_the_losses_of_a_whole_batch_where_samples_are_indepe
     assert found[1] == pytest.approx(found[2], rel=2e-3)
 
 
+def _train_traced(world, *given):
+    """With compiled nets, traced as for a compiler and then run as they are: that needs no compiler."""
+    compile_ = torch.compile
+    torch.compile = lambda function, *, dynamic, mode: compile_(function, backend="eager", dynamic=dynamic)
+    _train(world, *given)
+
+
+@pytest.mark.slow
+def test_two_ranks_compile(shards, tmp_path):
+    found = []
+    for train, compiled in ((_train, False), (_train_traced, True)):
+        training = settings(epochs=2, checkpoint_steps=None, compile=compiled)
+        folder = tmp_path / str(compiled)
+        on_ranks(2, train, "cass_vc", ("cnn", "vit"), shards, folder, training)
+        found.append(torch.load(folder / "weights-0.pt"))
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
 @pytest.mark.slow
 def test_two_ranks_accumulate(shards, tmp_path):
     training = settings(epochs=3, accumulate=2, checkpoint_steps=None)

@@ -131,6 +131,13 @@ def test_numbers_written_otherwise_and_truth_where_it_belongs_are_taken(load):
     load("backbones.vit.args={qkv_bias: true}")
 
 
+@pytest.mark.parametrize("given", ["Graphs", "graph", "1", "null", "[graphs]"])
+def test_what_compile_may_be_is_said(refuse, load, given):
+    said = refuse(f"pretrain.compile={given}")
+    assert "pretrain.compile: expected true, false or graphs, found " in said
+    assert load("pretrain.compile=graphs").pretrain.compile == "graphs"
+
+
 def test_widths_of_a_pretexts_head_are_positive(refuse):
     said = refuse("methods.simclr.options={pretext: rotation, pretext_hidden: [0, -4]}")
     assert "pretext_hidden" in said and "greater than or equal to 1" in said

@@ -77,7 +77,10 @@ def test_the_classifier_is_not_counted(spec: Backbone) -> None:
 def test_counting_leaves_the_net_and_the_random_state_alone() -> None:
     net = create_backbone(CNN, 32, seed=0).train()
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    net.compile_passes()  # a copy does without
+    net.compile_passes()
+    assert net._fast is not None and copy.deepcopy(net)._fast is None, (
+        "it would compute with this net's weights"
+    )
     assert cost(net)["params"] > 0
     assert net.training and net.num_classes == 1000
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

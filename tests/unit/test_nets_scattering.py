@@ -108,3 +108,14 @@ def test_images_below_a_pixel_of_output_are_refused():
         Scattering(3, 4)(images(1, 3, 32, 7))
     with pytest.raises(ValueError, match="at least 1, got J 0 and L 8"):
         Scattering(0, 8)
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_spectra_are_folded_on_a_gpu_as_on_a_cpu(shrink, monkeypatch):
+    monkeypatch.setattr(scattering, "_fold_kernel", lambda: scattering._fold_plainly)
+    values = torch.randn(2, 1, 16, 24, dtype=torch.complex64)
+    filters = torch.randn(3, 16, 24).to(torch.complex64)
+    parts = (values * filters).unflatten(3, (shrink, -1)).unflatten(2, (shrink, -1))
+    found = scattering._folded_at_once(values, filters, shrink)
+    assert found.shape == (2, 3, 16 // shrink, 24 // shrink)
+    torch.testing.assert_close(found, parts.sum(dim=(2, 4)))
