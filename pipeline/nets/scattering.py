@@ -186,7 +186,7 @@ def _fold_plainly(*factors: Tensor) -> Tensor:
 
 @functools.cache
 def _fold_kernel() -> Callable[..., Tensor]:
-    """:func:`_fold_plainly` in one kernel; itself where PyTorch cannot compile one (the compiler is a beta)."""
+    """:func:`_fold_plainly` in one kernel; itself where PyTorch cannot compile one: that is a beta."""
     text = (
         "template <typename T> T fold(T a, T b, T c, T d, T p, T q, T r, T s)"
         " { return a * p + b * q + c * r + d * s; }"
