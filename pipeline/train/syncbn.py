@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from pipeline.train.distributed import World
 
@@ -35,24 +37,50 @@ def _convert(module: nn.Module) -> nn.Module:
     return module
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce whose gradient is the sum of all ranks' gradients."""
+class _Normalise(torch.autograd.Function):
+    """Batch normalisation by the statistics of all ranks' batches: two messages, and torch's own kernels.
+
+    A rank's share of the gradient to ``weight`` and ``bias`` is its own, as DDP wants it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, ...]:
+        """x: (B, C, ...) float32, ranks have batches of one size → the same, and (C,) mean and variance."""
+        own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))  # mean, and variance about it
+        every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, own)
+        means, variances = torch.stack(every).unbind(1)
+        mean = means.mean(dim=0)
+        var = (variances + (means - mean).square()).mean(dim=0)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """That of fixed statistics, and what the statistics themselves add, from sums over all ranks."""
+        x, weight, mean, var = ctx.saved_tensors
+        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([to_bias, to_weight])  # of the gradient, and of it times the normalised x
+        dist.all_reduce(sums)
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        inverse = (var + ctx.eps).rsqrt()
+        scale = inverse if weight is None else inverse * weight
+        slope = -scale * inverse * sums[1] / count
+        offset = -scale * sums[0] / count - slope * mean
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        to_x = to_x.addcmul_(x, slope.view(shape)).add_(offset.view(shape))
+        return to_x, None if weight is None else to_weight, None if weight is None else to_bias, None
 
 
 class CpuSyncBatchNorm(nn.Module):
-    """Batch normalisation with mean and variance over all ranks, by differentiable all-reduces.
+    """Batch normalisation with mean and variance over all ranks.
 
     Args:
         norm: the layer whose parameters, statistics and settings it takes over; timm's fused activation too.
@@ -80,32 +108,26 @@ class CpuSyncBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, ...)"""
+        x = x.float()  # under autocast too: statistics of halves would not do
         if not self.training and self.running_mean is not None:
-            mean, var = self.running_mean, self.running_var
-            assert var is not None
+            out = functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         else:
-            mean, var = self._over_all_ranks(x)
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        scale = (var + self.eps).rsqrt()
-        shift = -mean * scale
-        if self.weight is not None:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        return self.act(self.drop(x * scale.view(shape) + shift.view(shape)))
+            out, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps)
+            self._remember(mean, var, count=x.numel() // x.shape[1] * dist.get_world_size())
+        return self.act(self.drop(out))
 
-    def _over_all_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        count = x.numel() // x.shape[1] * dist.get_world_size()  # ranks have batches of one size
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        mean = _SumOverRanks.apply(x.sum(axes)) / count
-        var = _SumOverRanks.apply((x - mean.view(shape)).square().sum(axes)) / count
-        if self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                assert self.num_batches_tracked is not None
-                self.num_batches_tracked += 1
-                share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(var * (count / max(1, count - 1)), share)
-        return mean, var
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor, *, count: int) -> None:
+        """Move the running statistics; ``count`` values a channel were seen by all ranks."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var * (count / max(1, count - 1)), share)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import torch
 from pretrain_cases import make_loop, on_ranks, settings, weights, write_shards
 
 from pipeline.train.logs import read_log
+from pipeline.train.syncbn import CpuSyncBatchNorm
 
 torch.set_num_threads(1)
 
@@ -27,6 +28,50 @@ def _train(world, method, archs, shards, folder, training):
             part.p = 0.0
     trained = loop.run()
     torch.save(weights(trained), folder / f"weights-{world.rank}.pt")
+
+
+def _normalise(world, folder, affine):
+    norm = torch.nn.BatchNorm2d(5, affine=affine)
+    if affine:
+        torch.nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
+    synchronised = CpuSyncBatchNorm(norm)
+    x, asked = torch.load(folder / "given.pt")
+    x = x.chunk(world.world_size)[world.rank].contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = synchronised(x)
+    (out * asked.chunk(world.world_size)[world.rank]).sum().backward()
+    found = {"out": out.detach(), "x": x.grad, "mean": synchronised.running_mean}
+    found |= {"var": synchronised.running_var}
+    if affine:
+        found |= {"weight": synchronised.weight.grad, "bias": synchronised.bias.grad}
+    torch.save(found, folder / f"found-{world.rank}.pt")
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_normalisation_over_two_ranks_is_that_of_the_whole_batch(affine, tmp_path):
+    torch.manual_seed(0)
+    shift = torch.arange(8.0).view(-1, 1, 1, 1)  # the halves have means of their own
+    x, asked = torch.randn(8, 5, 3, 4) * 2 + 30 + shift, torch.randn(8, 5, 3, 4)
+    torch.save((x, asked), tmp_path / "given.pt")
+    on_ranks(2, _normalise, tmp_path, affine)
+    one, two = (torch.load(tmp_path / f"found-{rank}.pt") for rank in (0, 1))
+
+    norm = torch.nn.BatchNorm2d(5, affine=affine).double()
+    if affine:
+        norm.weight.data = torch.nn.init.uniform_(
+            torch.empty(5), generator=torch.Generator().manual_seed(1)
+        ).double()
+    whole = x.double().requires_grad_()
+    out = norm(whole)
+    (out * asked.double()).sum().backward()
+    expected = {"out": out.detach(), "x": whole.grad}
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.cat([one[name], two[name]]), value.float(), rtol=1e-4, atol=1e-5)
+    for name, value in (("mean", norm.running_mean), ("var", norm.running_var)):
+        torch.testing.assert_close(one[name], value.float())
+        assert torch.equal(one[name], two[name])
+    for name in ("weight", "bias") if affine else ():
+        total = one[name] + two[name]  # DDP's mean, times the ranks
+        torch.testing.assert_close(total, getattr(norm, name).grad.float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
