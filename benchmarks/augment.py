@@ -5,8 +5,8 @@
 The recipes of CASS (one view each of two) and of DINO (its two global crops), on decoded images, uint8, of
 the views' size, as an ImageSet keeps them. torchvision's v2 works on one sample at a time, in as many worker
 processes as there are CPU cores, and is left out on a GPU; kornia and ours on batches, in as many threads,
-or on the GPU. Starting the
-workers counts. Peers do the same operations with the same probabilities and strengths.
+or on the GPU. Starting the workers counts. Peers do the same operations with the same probabilities and
+strengths.
 """
 
 from __future__ import annotations

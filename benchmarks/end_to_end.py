@@ -26,7 +26,7 @@ from torch import Tensor
 
 import shards
 from benchmarks.figures import RESULTS, Figure, report
-from benchmarks.pairs import in_turn, ratio
+from benchmarks.pairs import in_turn, ratio, wait
 from benchmarks.pictures import write_folder
 from benchmarks.steps import make_method
 from pipeline.data.feed import Batch, IndexedFeed
@@ -68,8 +68,7 @@ class Stopwatch(NoProfile):
     def step_done(self) -> None:
         self.done += 1
         if self.done in self.marks:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait(self.device)
             self.times.append(time.perf_counter())
 
     @property

@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 Clock = Callable[[], float]
 
 
@@ -14,6 +16,12 @@ def children() -> float:
     """CPU seconds of the processes that this one has started and waited for: a clock for commands."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has computed what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def in_turn(

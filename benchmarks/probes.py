@@ -61,7 +61,7 @@ def make(samples: int, width: int, queries: int, *, val: int = 2000, seed: int =
     return Features(parts)
 
 
-def linear_ours(features: Features) -> float:
+def linear_ours(features: Features, *, num_classes: int = CLASSES) -> float:
     train, targets = (torch.from_numpy(part) for part in features["train"])
     standardise = PrincipalAxes(train)
     val, truth = standardise(torch.from_numpy(features["val"][0])), features["val"][1]
@@ -73,7 +73,7 @@ def linear_ours(features: Features) -> float:
     solution, _, _ = pick_weight_decay(
         standardise(train),
         targets,
-        num_classes=CLASSES,
+        num_classes=num_classes,
         weights=None,
         score=score,
         tick=lambda *_: None,

@@ -15,7 +15,6 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figures import RESULTS, Figure, report
-from benchmarks.steps import NETS, SMALL, Step, make_method, make_views, own_step
+from benchmarks.pairs import wait
+from benchmarks.steps import NETS, SMALL, Step, make_method, make_views, own_step, time_steps
 from pipeline.methods.base import Method
 from pipeline.specs import Backbone, Training
 from pipeline.train.optim import make_optimizer
@@ -50,24 +50,10 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median of a few; on a GPU ten at a time, so that Python runs ahead as it does in a training."""
-    repeats = 10 if device.type == "cuda" else 1
+def seconds(work: Step, device: torch.device, rounds: int) -> float:
+    """Median of a few, after one that does not count."""
     work()
-    times = []
-    for _ in range(rounds):
-        wait(device)
-        began = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        wait(device)
-        times.append((time.perf_counter() - began) / repeats)
-    return statistics.median(times)
+    return statistics.median(time_steps({"work": work}, rounds, device)["work"])
 
 
 def limits(device: torch.device, rounds: int, *, small: bool) -> tuple[float, float]:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.figures import RESULTS, Figure, report
-from benchmarks.pairs import in_turn, ratio
-from benchmarks.steps import AT_A_TIME, Step, make_method, make_views, own_step, waited_for
+from benchmarks.pairs import ratio
+from benchmarks.steps import Step, make_method, make_views, own_step, time_steps
 from pipeline.methods.registry import METHODS
 from pipeline.specs import Backbone, Training
 
@@ -42,7 +42,7 @@ def make_step(
     """One optimiser step on random images; on a GPU in bf16, as a training there is."""
     spec = METHODS["selfpatch"].with_args("vit", Backbone(**sizes["net"]))  # one net for both
     method = make_method(name, {"vit": spec}, sizes["options"] | given, size=sizes["size"])
-    return waited_for(own_step(method, make_views(method, batch, device), Training()), device)
+    return own_step(method, make_views(method, batch, device), Training())
 
 
 def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:
@@ -53,9 +53,8 @@ def measure(sizes: dict[str, Any], *, batch: int, rounds: int) -> list[Figure]:
     }
     for step in steps.values():
         step()
-    seconds = in_turn(steps, rounds)
-    at_once = AT_A_TIME if device.type == "cuda" else 1
-    figures = [Figure("selfpatch: DINO's step", statistics.median(seconds["dino"]) / at_once, "s")]
+    seconds = time_steps(steps, rounds, device)
+    figures = [Figure("selfpatch: DINO's step", statistics.median(seconds["dino"]), "s")]
     for label, (name, _, aim) in RUNS.items():
         if name == "selfpatch":
             figures.append(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.figures import RESULTS, Figure, report
-from benchmarks.pairs import in_turn, ratio
+from benchmarks.pairs import in_turn, ratio, wait
 from pipeline.data.feed import Batch
 from pipeline.methods.base import Method, Progress
 from pipeline.methods.load import load_method
@@ -189,17 +189,18 @@ def lightlys_simclr(
     return step
 
 
-def waited_for(step: Step, device: torch.device) -> Step:
-    """One step on a CPU, ``AT_A_TIME`` on a GPU, until all of it has been computed."""
-    if device.type != "cuda":
-        return step
+def time_steps(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of a step of each in each round, in turn; on a GPU of ``AT_A_TIME`` of them at once."""
+    count = AT_A_TIME if device.type == "cuda" else 1
 
-    def several() -> None:
-        for _ in range(AT_A_TIME):
+    def several(step: Step) -> None:
+        for _ in range(count):
             step()
-        torch.cuda.synchronize()
+        wait(device)
 
-    return several
+    wait(device)
+    seconds = in_turn({label: partial(several, step) for label, step in steps.items()}, rounds)
+    return {label: [time / count for time in times] for label, times in seconds.items()}
 
 
 def makers(
@@ -253,9 +254,7 @@ def measure(
             torch.cuda.reset_peak_memory_stats()
             steps[label]()
             memory[label] = (torch.cuda.max_memory_allocated() - before) / 2**30
-    seconds = in_turn({label: waited_for(step, device) for label, step in steps.items()}, rounds)
-    if device.type == "cuda":
-        seconds = {label: [time / AT_A_TIME for time in times] for label, times in seconds.items()}
+    seconds = time_steps(steps, rounds, device)
     title = f"step {name} {size} px, batch {batch}"
     figures = [Figure(f"{title}: {label}", statistics.median(times), "s") for label, times in seconds.items()]
     figures += [Figure(f"{title}: {label}, memory", used, "GiB") for label, used in memory.items()]

@@ -16,7 +16,6 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,19 +24,18 @@ import torch
 
 import shards
 from benchmarks.figures import RESULTS, Figure, report
+from benchmarks.probes import Features, linear_ours
 from pipeline.data.feed import IndexedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
 from pipeline.errors import UserError
-from pipeline.evaluate.linear import pick_weight_decay, predict_logits
-from pipeline.evaluate.standardise import PrincipalAxes
 from pipeline.experiment_file import load_experiment
 from pipeline.methods.base import Method
 from pipeline.methods.load import load_method
 from pipeline.nets.backbone import Net
 from pipeline.plan import plan
 from pipeline.specs import PretrainSpec
-from pipeline.stages.shard import source_of
+from pipeline.stages.shard import options_of, source_of
 from pipeline.stages.training import make_nets, read_images, train_images
 from pipeline.train.distributed import World, choose_device
 from pipeline.train.loop import Loop
@@ -77,8 +75,9 @@ class Course:
 class Looks:
     """A probe that remembers what it found and takes its own time out of the clock."""
 
-    def __init__(self, index: shards.Index, spec: PretrainSpec, clock: Callable[[], float]) -> None:
-        self.clock, self.course = clock, Course()
+    def __init__(self, index: shards.Index, spec: PretrainSpec, device: torch.device) -> None:
+        self.device, self.course = device, Course()
+        self.clock = time.perf_counter if device.type == "cuda" else time.process_time
         self.num_classes = len(index.classes)
         self.images: dict[str, ImageSet] = {}
         self.targets: dict[str, np.ndarray] = {}
@@ -98,33 +97,15 @@ class Looks:
         self.began += self.clock() - at
         return {"linear": found}
 
-    @torch.no_grad()
     def score(self, net: Net) -> float:
         """Accuracy on the test images."""
-        features = {}
+        parts = {}
         for split, images in self.images.items():
-            there = next(net.parameters()).device
             batches = plain(images, np.arange(len(images)))
-            features[split] = torch.cat([net.features(batch.to(there)).float().cpu() for batch in batches])
-        standardise = PrincipalAxes(features["train"])
-        known, val, test = (standardise(features[split]) for split in MOST)
-
-        def right(asked: torch.Tensor, split: str, solution: torch.Tensor) -> float:
-            return float((predict_logits(asked, solution).argmax(1).numpy() == self.targets[split]).mean())
-
-        def compare(solution: torch.Tensor) -> tuple[dict[str, float], float]:
-            return {}, right(val, "val", solution)
-
-        with torch.enable_grad():
-            solution, _, _ = pick_weight_decay(
-                known,
-                torch.from_numpy(self.targets["train"]),
-                num_classes=self.num_classes,
-                weights=None,
-                score=compare,
-                tick=lambda *_: None,
-            )
-        return right(test, "test", solution)
+            with torch.no_grad():
+                features = torch.cat([net.features(batch.to(self.device)).float() for batch in batches])
+            parts[split] = features.cpu().numpy(), self.targets[split]
+        return linear_ours(Features(parts), num_classes=self.num_classes)
 
 
 def follow(spec: PretrainSpec, index: shards.Index, folder: Path, *, looks: int) -> Course:
@@ -135,7 +116,7 @@ def follow(spec: PretrainSpec, index: shards.Index, folder: Path, *, looks: int)
     method = load_method(spec.method)(
         make_nets(spec), spec.options, image_size=training.image_size, seed=spec.seed
     )
-    probe = Looks(index, spec, time.perf_counter if world.device.type == "cuda" else time.process_time)
+    probe = Looks(index, spec, world.device)
     folder.mkdir(parents=True)
     sampler = EpochSampler(len(images), batch_size=training.batch_size, seed=spec.seed)
     loop = Loop(
@@ -161,10 +142,7 @@ def measure(
     if missing := {AGAINST, *methods} - set(given.methods):
         raise UserError(f"{experiment} has no {', '.join(sorted(missing))}")
     (dataset,) = given.all_datasets
-    options = shards.ShardOptions(
-        splits=dataset.splits.model_dump(), resize=dataset.resize, duplicates=dataset.duplicates
-    )
-    index = shards.write(source_of(dataset), scratch / "shards", options)
+    index = shards.write(source_of(dataset), scratch / "shards", options_of(dataset))
     courses: dict[tuple[str, int], list[Course]] = {}
     for task in plan(given):
         if task.stage == "pretrain" and task.spec["label"] in (AGAINST, *methods):

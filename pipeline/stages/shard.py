@@ -21,16 +21,7 @@ def run(work: Work) -> Outcome:
         shards.InputError: whatever is wrong with the images, labels or splits, in one line.
     """
     dataset = ShardSpec.model_validate(work.task.spec).dataset
-    options = shards.ShardOptions(
-        splits=dataset.splits.model_dump(),
-        seed=dataset.seed,
-        resize=dataset.resize,
-        duplicates=dataset.duplicates,
-        max_rejected=dataset.max_rejected,
-        shard_samples=dataset.shard_samples,
-        unlabelled=dataset.unlabelled,
-        processes=work.resources.cpus_per_rank,
-    )
+    options = options_of(dataset, processes=work.resources.cpus_per_rank)
     index = shards.write(source_of(dataset), work.folder, options, progress=work.progress)
     for warning in index.warnings:
         print(f"warning: {warning}", flush=True)
@@ -42,6 +33,20 @@ def run(work: Work) -> Outcome:
             "warnings": index.warnings,
             "samples": {split: int((samples["split"] == split).sum()) for split in SPLITS},
         }
+    )
+
+
+def options_of(dataset: Dataset, *, processes: int = 1) -> shards.ShardOptions:
+    """How the experiment file wants a data set written."""
+    return shards.ShardOptions(
+        splits=dataset.splits.model_dump(),
+        seed=dataset.seed,
+        resize=dataset.resize,
+        duplicates=dataset.duplicates,
+        max_rejected=dataset.max_rejected,
+        shard_samples=dataset.shard_samples,
+        unlabelled=dataset.unlabelled,
+        processes=processes,
     )
 
 

@@ -37,6 +37,11 @@ def _convert(module: nn.Module) -> nn.Module:
     return module
 
 
+def _seen(x: Tensor) -> int:
+    """Values a channel of x: (B, C, ...) and of the other ranks' batches, which are of its size."""
+    return x.numel() // x.shape[1] * dist.get_world_size()
+
+
 class _Normalise(torch.autograd.Function):
     """Batch normalisation by the statistics of all ranks' batches: two messages, and torch's own kernels.
 
@@ -69,7 +74,7 @@ class _Normalise(torch.autograd.Function):
         )
         sums = torch.stack([to_bias, to_weight])  # of the gradient, and of it times the normalised x
         dist.all_reduce(sums)
-        count = x.numel() // x.shape[1] * dist.get_world_size()
+        count = _seen(x)
         inverse = (var + ctx.eps).rsqrt()
         scale = inverse if weight is None else inverse * weight
         slope = -scale * inverse * sums[1] / count
@@ -115,7 +120,7 @@ class CpuSyncBatchNorm(nn.Module):
             )
         else:
             out, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps)
-            self._remember(mean, var, count=x.numel() // x.shape[1] * dist.get_world_size())
+            self._remember(mean, var, count=_seen(x))
         return self.act(self.drop(out))
 
     @torch.no_grad()
