@@ -178,16 +178,15 @@ def _crop_sides(
     draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(B,) width and height of a square image's crop: the first of ten draws that fits, else the whole."""
-    width, height = np.ones(len(draws)), np.ones(len(draws))
-    missing = np.ones(len(draws), dtype=bool)
-    for _ in range(_CROP_TRIES):
-        area = draws.uniform(*scale)
-        aspect = np.exp(draws.uniform(np.log(ratio[0]), np.log(ratio[1])))
-        wide, high = np.sqrt(area * aspect), np.sqrt(area / aspect)
-        fits = missing & (wide <= 1) & (high <= 1)
-        width, height = np.where(fits, wide, width), np.where(fits, high, height)
-        missing &= ~fits
-    return width, height
+    logs = np.log(ratio[0]), np.log(ratio[1])
+    tries = [(draws.uniform(*scale), draws.uniform(*logs)) for _ in range(_CROP_TRIES)]
+    area, aspect = np.stack(tries, axis=1)
+    aspect = np.exp(aspect)
+    sides = np.sqrt([area * aspect, area / aspect])
+    fits = (sides <= 1).all(axis=0)
+    width, height = sides[:, fits.argmax(axis=0), np.arange(len(draws))]
+    fit = fits.any(axis=0)
+    return np.where(fit, width, 1.0), np.where(fit, height, 1.0)
 
 
 def _warp_maps(block: Block, draws: Draws, happens: np.ndarray) -> np.ndarray:

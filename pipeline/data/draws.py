@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_AHEAD = 32  # streams made at a time: a few large operations instead of many small ones
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
@@ -52,16 +53,20 @@ class Draws:
     def __init__(self, keys: torch.Tensor) -> None:
         self._keys = keys.cpu().numpy().view(np.uint64)
         self._stream = 0
+        self._ahead = np.empty((0, len(keys)))
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> np.ndarray:
         """(B,) float64, uniform in [low, high)."""
+        place = self._stream % _AHEAD
+        if place == 0:
+            streams = np.arange(self._stream + 1, self._stream + 1 + _AHEAD, dtype=np.uint64)[:, None]
+            bits = _mix(self._keys + streams * _GOLDEN)
+            self._ahead = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
         self._stream += 1
-        with np.errstate(over="ignore"):
-            bits = _mix(self._keys + np.uint64(self._stream) * _GOLDEN)
-        return low + (high - low) * ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+        return low + (high - low) * self._ahead[place]
 
     def happens(self, probability: float) -> np.ndarray:
         """(B,) bool, true with this probability."""

@@ -62,6 +62,20 @@ def test_draws_are_uniform_and_uncorrelated_across_samples_views_and_streams():
     assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.03
 
 
+def test_a_draw_is_splitmix64_of_the_key_and_the_streams_number():
+    def splitmix64(state):
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+        return state ^ state >> 31
+
+    keys = sample_keys(torch.arange(3), seed=0)
+    draws = Draws(keys)
+    for stream in range(1, 80):
+        bits = [splitmix64((int(key) + stream * 0x9E3779B97F4A7C15) % 2**64) for key in keys]
+        expected = [-2.0 + (5.0 - -2.0) * ((one >> 11) * 2.0**-53) for one in bits]
+        assert draws.uniform(-2.0, 5.0).tolist() == expected
+
+
 def test_order_is_a_uniform_permutation():
     order = Draws(sample_keys(torch.arange(24000), seed=3)).order(4)
     _, counts = np.unique(order, axis=0, return_counts=True)
