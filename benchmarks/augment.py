@@ -5,8 +5,8 @@
 The recipes of CASS (one view each of two) and of DINO (its two global crops), on decoded images, uint8, of
 the views' size, as an ImageSet keeps them. torchvision's v2 works on one sample at a time, in as many worker
 processes as there are CPU cores, and is left out on a GPU; kornia and ours on batches, in as many threads,
-or on the GPU. Starting the workers counts. Peers do the same operations with the same probabilities and
-strengths.
+or on the GPU; there ours are fused kernels, and what a view launches is counted. Starting the workers counts.
+Peers do the same operations with the same probabilities and strengths.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -139,11 +141,20 @@ def measure(recipe: str, *, size: int, batch: int, rounds: int, device: torch.de
         Figure(f"{name}: {who}", BATCHES * batch / statistics.median(times), "images/s")
         for who, times in seconds.items()
     ]
+    if on_gpu:
+        figures.append(Figure(f"{name}: launches a view", launches(own) / (BATCHES * len(ours)), ""))
     aims = {"torchvision": OVER_TORCHVISION, "kornia": OVER_KORNIA_GPU if on_gpu else None}
     return figures + [
         Figure(f"{name}: times {peer}", ratio(seconds[peer], seconds["ours"]), "x", at_least=aims[peer])
         for peer in peers
     ]
+
+
+def launches(work: Callable[[], None]) -> int:
+    """Kernels and copies that the GPU is given by ``work``, which waits for them."""
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        work()
+    return sum(event.device_type == DeviceType.CUDA for event in trace.events())
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 function of an image's key alone (:mod:`pipeline.data.draws`), so the result is the same, to the bit,
 whatever the batch, the rank or the number of ranks. All geometry is composed into one map an image and
 sampled once; colour follows on the result, where the published recipes have colour and geometry in another
-order (this differs only in what fills the corners that a rotation leaves empty).
+order (this differs only in what fills the corners that a rotation leaves empty). On a GPU the pixels are
+:mod:`pipeline.data.fused`'s, where that works.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 
 from pipeline.data import colour, geometry
 from pipeline.data.draws import Draws
+from pipeline.data.fused import Fused
 from pipeline.data.recipes import RECIPES, Block, Recipe, find_recipe
 from shards import IGNORE
 
@@ -38,6 +40,7 @@ class Augment:
     def __init__(self, recipe: str | Recipe, size: int) -> None:
         self.recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
         self.size = size
+        self._fused = Fused(self.recipe, size, radius=blur_radius(size))
 
     def __call__(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Augment a batch.
@@ -56,6 +59,10 @@ class Augment:
         if self.recipe == RECIPES["none"]:
             return _resize(images.float() / 255, self.size), np.tile(np.eye(3), (len(images), 1, 1))
         drawn = self._draw(Draws(keys), images.shape[-1])
+        if self._fused.takes(images):
+            fused = self._fused(images, drawn, taps=self._taps(images.shape[-1]))
+            if fused is not None:
+                return fused, drawn.maps
         at_once = max(1, len(images) if images.is_cuda else CACHED // (12 * self.size**2))
         parts = [slice(start, start + at_once) for start in range(0, max(1, len(images)), at_once)]
         views = [self._apply(images[part], drawn[part]) for part in parts]
@@ -78,7 +85,7 @@ class Augment:
         views, maps = self.with_maps(images, keys)
         return views, geometry.warp_nearest(masks, maps, size=self.size, outside=IGNORE)
 
-    def _draw(self, draws: Draws, source: int) -> _Drawn:
+    def _draw(self, draws: Draws, source: int) -> Drawn:
         """All that is random about some views of images of ``source`` pixels."""
         recipe = self.recipe
         maps, scale = self._crop_and_flip(draws, source)
@@ -91,9 +98,9 @@ class Augment:
         grey, blurred, solarised = (
             draws.happens(p) for p in (recipe.grayscale, recipe.blur, recipe.solarise)
         )
-        return _Drawn(maps, scale, jitters, grey, blurred, solarised, draws.uniform(*recipe.sigma))
+        return Drawn(maps, scale, jitters, grey, blurred, solarised, draws.uniform(*recipe.sigma))
 
-    def _apply(self, images: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
+    def _apply(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """(B, 3, size, size) float32 in [0, 1]."""
         views = self._sample(images.float() / 255, drawn.maps, drawn.scale)
         for jitter in drawn.jitters:
@@ -118,22 +125,26 @@ class Augment:
         return maps, np.stack([width, height], axis=1) * (source / self.size)
 
     def _sample(self, pixels: torch.Tensor, maps: np.ndarray, scale: np.ndarray) -> torch.Tensor:
-        recipe = self.recipe
-        longest = 1.0
-        if recipe.scale is not None:
-            longest = min(1.0, (recipe.scale[1] * max(recipe.ratio[1], 1 / recipe.ratio[0])) ** 0.5)
         return geometry.warp(
             pixels,
             maps,
             size=self.size,
             scale=scale,
-            taps=geometry.taps_for(longest * pixels.shape[-1] / self.size),
-            padding="zeros" if recipe.warps else "border",
+            taps=self._taps(pixels.shape[-1]),
+            padding="zeros" if self.recipe.warps else "border",
         )
+
+    def _taps(self, source: int) -> int:
+        """Samples an output pixel and axis may need of images of ``source`` pixels."""
+        recipe = self.recipe
+        longest = 1.0
+        if recipe.scale is not None:
+            longest = min(1.0, (recipe.scale[1] * max(recipe.ratio[1], 1 / recipe.ratio[0])) ** 0.5)
+        return geometry.taps_for(longest * source / self.size)
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """What happens to each of B images.
 
     Attributes:
@@ -152,10 +163,10 @@ class _Drawn:
     solarised: np.ndarray
     sigma: np.ndarray
 
-    def __getitem__(self, part: slice) -> _Drawn:
+    def __getitem__(self, part: slice) -> Drawn:
         jitters = [(happens[part], how[part], order[part]) for happens, how, order in self.jitters]
         rest = (self.grey, self.blurred, self.solarised, self.sigma)
-        return _Drawn(self.maps[part], self.scale[part], jitters, *(one[part] for one in rest))
+        return Drawn(self.maps[part], self.scale[part], jitters, *(one[part] for one in rest))
 
 
 def blur_radius(size: int) -> int:

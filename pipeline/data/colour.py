@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds it
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds it
 
 
 def grayscale(images: torch.Tensor) -> torch.Tensor:
     """Luminance, (B, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
-    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
 
 
 def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -62,13 +62,18 @@ def solarise(images: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
     return torch.where(images >= threshold, 1 - images, images)
 
 
+def gaussian_weights(sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
+    """(B, 2 radius + 1): a Gaussian of (B,) ``sigma`` pixels at whole distances from the middle, of sum 1."""
+    distance = torch.arange(-radius, radius + 1, device=sigma.device, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (distance / sigma.double().reshape(-1, 1)) ** 2)
+    return (weights / weights.sum(dim=1, keepdim=True)).float()
+
+
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
     """Blur with a Gaussian of ``sigma`` pixels, cut off at ``radius`` pixels; edges are reflected."""
     # Sums of shifted images, not a convolution: cuDNN and oneDNN pick another algorithm for another batch
     # size.
-    distance = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (distance / sigma.double().reshape(-1, 1)) ** 2)
-    weights = (weights / weights.sum(dim=1, keepdim=True)).float()
+    weights = gaussian_weights(sigma, radius=radius)
     height, width = images.shape[2:]
     padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
     rows = _broad(weights[:, 0]) * padded[..., :width]

@@ -87,7 +87,7 @@ def warp(
         (B, C, size, size).
     """
     total: torch.Tensor | None = None
-    for grid in _grids(maps, _offsets(scale, size=size, taps=taps), size=size, device=images.device):
+    for grid in _grids(maps, offsets(scale, size=size, taps=taps), size=size, device=images.device):
         sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
         total = sampled if total is None else total + sampled
     assert total is not None
@@ -107,7 +107,7 @@ def warp_nearest(numbers: torch.Tensor, maps: np.ndarray, *, size: int, outside:
         (B, size, size) uint8.
     """
     (grid,) = _grids(
-        maps, _offsets(np.ones((len(maps), 2)), size=size, taps=1), size=size, device=numbers.device
+        maps, offsets(np.ones((len(maps), 2)), size=size, taps=1), size=size, device=numbers.device
     )
     shifted = numbers[:, None].float() - outside  # what lies outside is sampled as 0
     sampled = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
@@ -131,7 +131,7 @@ def _grids(
         yield torch.stack((grid_x, grid_y), dim=-1)
 
 
-def _offsets(scale: np.ndarray, *, size: int, taps: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def offsets(scale: np.ndarray, *, size: int, taps: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Where a pixel's samples lie, relative to its centre, in normalised output coordinates: (B,) x and y."""
     if taps == 1:
         return [(np.zeros(len(scale)), np.zeros(len(scale)))]
