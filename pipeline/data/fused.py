@@ -29,6 +29,7 @@ GREY, SOLARISE = len(colour.JITTER), len(colour.JITTER) + 1  # operations beyond
 MAP, BLURRED, SOLARISED, STARTS = 0, 9, 10, 11  # columns of every table
 LEVELS = 65536  # of grey, in which its mean is summed
 BLOCK = 512  # pixels a program works on
+OPTIONS = {"enable_fp_fusion": False}  # of every launch: products and sums are rounded one by one
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Fused:
             views = images.new_empty((len(images), 3, self.size, self.size), dtype=torch.float32)
             for launch in self.launches(images.contiguous(), there, views, taps=taps):
                 kernel = getattr(fused_kernels, launch.kernel)
-                kernel[(launch.programs,)](**launch.tensors, **launch.constants, enable_fp_fusion=False)
+                kernel[(launch.programs,)](**launch.tensors, **launch.constants, **OPTIONS)
         return views
 
     def table(self, drawn: Drawn, *, taps: int, pinned: bool) -> torch.Tensor:

@@ -3,8 +3,8 @@
 A program works on ``BLOCK`` pixels of an image, which has ``TILES`` times as many. What is drawn for an image
 is its row of ``table``, float32, in the columns that :class:`pipeline.data.fused.Layout` names.
 
-Launch them with ``enable_fp_fusion=False``: then products and sums are rounded one by one, whatever Triton
-specialises a kernel for, such as aligned pointers, and an image's result does not depend on its batch.
+They are launched without contraction of products and sums: whatever Triton specialises a kernel for, such as
+aligned pointers, it computes the same, and an image's result does not depend on its batch.
 """
 
 import triton

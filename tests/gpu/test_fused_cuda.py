@@ -39,7 +39,7 @@ def test_views_are_those_of_single_operations(recipe, source, size, monkeypatch)
     fused = Augment(recipe, size)(images, keys)
     assert fused.min() >= 0 and fused.max() <= 1
     monkeypatch.setattr(Fused, "takes", lambda self, images: False)
-    assert (fused - Augment(recipe, size)(images, keys)).abs().max() < 5e-5
+    assert (fused - Augment(recipe, size)(images, keys)).abs().max() < 2e-4  # a twentieth of a level
 
 
 @pytest.mark.parametrize("recipe", FUSED)

@@ -25,7 +25,7 @@ TYPES = {torch.uint8: "*u8", torch.float32: "*fp32", torch.int32: "*i32"}
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.4")
     file = tmp_path_factory.mktemp("fused") / "views.pt"
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, fused_cases.__file__, str(file)], env=environment, check=True)
@@ -66,26 +66,27 @@ def test_a_view_takes_few_launches_whatever_is_drawn(recipe):
     assert len(numbers) == 1 and numbers.pop() <= 4
 
 
-@pytest.mark.parametrize("capability", [75, 80, 90])
-@pytest.mark.parametrize(("recipe", "source", "size"), [("cass", 64, 64), (fused_cases.EVERYTHING, 40, 16)])
-def test_kernels_compile_for_a_gpu_without_contraction(
-    recipe, source, size, capability, tmp_path, monkeypatch
-):
-    triton = pytest.importorskip("triton")
+@pytest.mark.parametrize(
+    ("recipe", "capability"), [("light", 90), *((fused_cases.EVERYTHING, number) for number in (75, 80, 90))]
+)
+def test_kernels_compile_for_a_gpu_without_contraction(recipe, capability, tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton", minversion="3.4")
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("Triton without CUDA")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from pipeline.data import fused_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # compiled anew
-    for launch in launches(recipe, source, size):
+    for launch in launches(recipe, 40, 32):
         kernel = getattr(fused_kernels, launch.kernel)
         types = {name: TYPES[tensor.dtype] for name, tensor in launch.tensors.items()}
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         made = triton.compile(
             ASTSource(kernel, signature, constexprs=launch.constants),
             target=GPUTarget("cuda", capability, 32),
-            options={"enable_fp_fusion": False},
+            options=fused.OPTIONS,
         )
         assert made.asm["cubin"] and "fma." not in made.asm["ptx"]
 
