@@ -60,13 +60,11 @@ class Augment:
             return _resize(images.float() / 255, self.size), np.tile(np.eye(3), (len(images), 1, 1))
         drawn = self._draw(Draws(keys), images.shape[-1])
         if self._fused.takes(images):
-            fused = self._fused(images, drawn, taps=self._taps(images.shape[-1]))
+            taps = self._taps(images.shape[-1])
+            fused = self._fused(images, drawn, taps=taps, expected=lambda: self._in_parts(images, drawn))
             if fused is not None:
                 return fused, drawn.maps
-        at_once = max(1, len(images) if images.is_cuda else CACHED // (12 * self.size**2))
-        parts = [slice(start, start + at_once) for start in range(0, max(1, len(images)), at_once)]
-        views = [self._apply(images[part], drawn[part]) for part in parts]
-        return torch.cat(views) if len(views) > 1 else views[0], drawn.maps
+        return self._in_parts(images, drawn), drawn.maps
 
     def pair(
         self, images: torch.Tensor, masks: torch.Tensor, keys: torch.Tensor
@@ -99,6 +97,13 @@ class Augment:
             draws.happens(p) for p in (recipe.grayscale, recipe.blur, recipe.solarise)
         )
         return Drawn(maps, scale, jitters, grey, blurred, solarised, draws.uniform(*recipe.sigma))
+
+    def _in_parts(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        """(B, 3, size, size) float32 in [0, 1]; on a CPU no more at a time than its cache holds."""
+        at_once = max(1, len(images) if images.is_cuda else CACHED // (12 * self.size**2))
+        parts = [slice(start, start + at_once) for start in range(0, max(1, len(images)), at_once)]
+        views = [self._apply(images[part], drawn[part]) for part in parts]
+        return torch.cat(views) if len(views) > 1 else views[0]
 
     def _apply(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """(B, 3, size, size) float32 in [0, 1]."""

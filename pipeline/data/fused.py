@@ -3,7 +3,8 @@
 All that is drawn goes to the device in one copy, a row of numbers an image. One kernel samples the images and
 changes their colours up to the first contrast, which must wait for the mean of its image; one kernel a block
 of colours goes on from there; two blur. How many there are depends on the recipe alone. They are compiled at
-its first batch, which takes Triton, a GPU that it knows and a C compiler.
+its first batch, which takes Triton, a GPU that it knows and a C compiler, and are used if they make the views
+there that PyTorch's operations make.
 
 Views differ from those of PyTorch's operations by roundings, about 1e-6. They do not depend on the batch, to
 the bit: nothing is added up in an order that could change.
@@ -12,7 +13,7 @@ the bit: nothing is added up in an order that could change.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ GREY, SOLARISE = len(colour.JITTER), len(colour.JITTER) + 1  # operations beyond
 MAP, BLURRED, SOLARISED, STARTS = 0, 9, 10, 11  # columns of every table
 LEVELS = 65536  # of grey, in which its mean is summed
 BLOCK = 512  # pixels a program works on
+AS_GOOD = 1e-3  # most that a pixel may differ in a recipe's first batch; a level is 4e-3
 OPTIONS = {"enable_fp_fusion": False}  # of every launch: products and sums are rounded one by one
 
 
@@ -85,20 +87,25 @@ class Fused:
         """Whether to try with these images."""
         return images.is_cuda and self._works is not False
 
-    def __call__(self, images: torch.Tensor, drawn: Drawn, *, taps: int) -> torch.Tensor | None:
+    def __call__(
+        self, images: torch.Tensor, drawn: Drawn, *, taps: int, expected: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | None:
         """Views of a batch.
 
         Args:
             images: (B, 3, S, S) uint8.
             drawn: for each image.
             taps: samples of an output pixel along each axis.
+            expected: makes the same views without fused kernels; asked at the first call.
 
         Returns:
             (B, 3, size, size) float32 in [0, 1]; None if the first call shows that kernels cannot be compiled
-            or launched here, of which a warning tells: then it :meth:`takes` no more.
+            or launched here, or make other views, of which a warning tells: then it :meth:`takes` no more.
         """
         try:
             views = self._launch(images, drawn, taps)
+            if self._works is None and not torch.allclose(views, expected(), rtol=0, atol=AS_GOOD):
+                raise ArithmeticError("they make other views")
         except Exception as error:
             if self._works:
                 raise

@@ -110,14 +110,27 @@ def test_a_machine_where_kernels_do_not_work_is_told_of_once_and_does_without(mo
     assert torch.equal(first, expected) and torch.equal(again, expected)
 
 
+def test_kernels_that_make_other_views_are_not_used(monkeypatch):
+    images, keys = fused_cases.smooth_images(2, 20), sample_keys(torch.arange(2), seed=0)
+    expected = Augment("cass", 16)(images, keys)
+    augment = Augment("cass", 16)
+    monkeypatch.setattr(augment._fused, "_launch", lambda *given: expected + 0.01)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    with pytest.warns(RuntimeWarning, match=r"do not work here \(they make other views\)"):
+        assert torch.equal(augment(images, keys), expected)
+    assert not augment._fused.takes(images)
+
+
 def test_what_fails_after_kernels_have_worked_is_an_error(monkeypatch):
-    augment, images = Augment("cass", 16), fused_cases.smooth_images(2, 20)
-    drawn = augment._draw(Draws(sample_keys(torch.arange(2), seed=0)), 20)
-    monkeypatch.setattr(augment._fused, "_launch", lambda *given: torch.zeros(()))
-    assert augment._fused(images, drawn, taps=2) is not None
+    images, keys = fused_cases.smooth_images(2, 20), sample_keys(torch.arange(2), seed=0)
+    expected = Augment("cass", 16)(images, keys)
+    augment = Augment("cass", 16)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    monkeypatch.setattr(augment._fused, "_launch", lambda *given: expected + 1e-6)
+    assert torch.equal(augment(images, keys), expected + 1e-6)
     monkeypatch.setattr(augment._fused, "_launch", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        augment._fused(images, drawn, taps=2)
+        augment(images, keys)
 
 
 def test_on_a_cpu_the_kernels_are_not_even_imported():
