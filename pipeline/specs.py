@@ -255,7 +255,7 @@ class Training(Strict):
     compile: Annotated[bool | Literal["graphs"], BeforeValidator(_way_to_compile)] = False
     recompute: bool = False  # activations are not kept: the backward pass computes them again
     reading: Literal["indexed", "streamed"] = "indexed"
-    cache: Literal["auto", "gpu", "ram", "none"] = "auto"
+    cache: Literal["auto", "gpu", "ram", "disk", "none"] = "auto"
     workers: int = Field(0, ge=0)  # decoding threads a rank; 0: as many as torch computes with
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(600, gt=0)
@@ -286,7 +286,7 @@ class FinetuneSettings(Strict):
     knn_k: int = Field(20, ge=1)
     head_width: int = Field(256, ge=8)  # channels of a segmentation or detection head
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    cache: Literal["auto", "gpu", "ram", "none"] = "auto"
+    cache: Literal["auto", "gpu", "ram", "disk", "none"] = "auto"
     workers: int = Field(0, ge=0)
 
 

@@ -2,7 +2,7 @@
 
 Small sets are decoded once, in threads (Pillow releases the interpreter's lock), and kept on the GPU or in
 memory, so that no step waits for a JPEG. Larger ones are decoded on demand, the coming batches while the
-present one is used.
+present one is used, or kept on disk (:mod:`pipeline.data.disk_cache`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from pipeline.data.disk_cache import DiskCache
 from shards import IGNORE, Decoded
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ GPU_SHARE = 0.25  # of the free GPU memory that a cache may take
 RAM_SHARE = 0.4  # of the free memory of the node, over all of its ranks
 AHEAD = 3  # batches decoded before they are asked for
 CHUNK = 16  # images a thread decodes at a time
+PIXELS = 1  # raise it where the same image comes out with other pixels: what is kept on disk is made anew
 
 
 def square(
@@ -114,7 +116,8 @@ class ImageSet:
         rows: (N,) row numbers into ``index.samples``.
         image_size: side of the squares in pixels.
         fit: how other shapes become square.
-        cache: ``gpu`` (memory, where there is no GPU), ``ram``, ``none``; ``auto``: the first that fits.
+        cache: ``gpu`` (memory, where there is no GPU), ``ram``, ``none``; ``auto``: the first that fits;
+            ``disk``: the node's, shared by its processes and kept for later ones.
         device: where batches are wanted.
         workers: threads that decode; 0: as many as torch computes with.
         masks: add each image's mask as a fourth channel.
@@ -128,7 +131,7 @@ class ImageSet:
         *,
         image_size: int,
         fit: Fit = "squash",
-        cache: Literal["auto", "gpu", "ram", "none"] = "auto",
+        cache: Literal["auto", "gpu", "ram", "disk", "none"] = "auto",
         device: torch.device | str = "cpu",
         workers: int = 0,
         masks: bool = False,
@@ -143,8 +146,12 @@ class ImageSet:
         self.cache = self._choose_cache(cache, ranks_on_node)
         self._pool = ThreadPoolExecutor(workers or torch.get_num_threads(), thread_name_prefix="decode")
         self._cached: torch.Tensor | None = None
-        if self.cache != "none":
-            everything = self._decode(np.arange(len(self.rows)))
+        self._on_disk: DiskCache | None = None
+        if self.cache == "disk":
+            self._on_disk = self._open_on_disk()
+            self._on_disk.fill(self.rows, self._decode)
+        elif self.cache != "none":
+            everything = self._decode(self.rows)
             self._cached = everything.to(self.device) if self.cache == "gpu" else everything
             self._pool.shutdown()
 
@@ -159,7 +166,7 @@ class ImageSet:
         """(B, 3, S, S) uint8 on the device, by positions in ``rows``; with masks (B, 4, S, S)."""
         where = torch.as_tensor(positions, dtype=torch.int64)
         if self._cached is None:
-            return self._to_device(self._decode(where))
+            return self._to_device(_finished(self._read(where)))
         if self.cache == "gpu":
             return self._cached.index_select(0, where.to(self.device, non_blocking=True))
         return self._to_device(self._cached.index_select(0, where))
@@ -168,26 +175,42 @@ class ImageSet:
         """One batch for each set of positions; where nothing is cached, the coming ones are decoded ahead."""
         if self._cached is not None:
             return map(self.batch, orders)
-        return self.decoded(self._loaders(order) for order in orders)
+        return self._ahead(map(self._read, orders))
 
     def decoded(self, batches: Iterable[Sequence[Loader]]) -> Iterator[torch.Tensor]:
         """Batches of images from anywhere, the coming ones decoded by threads while the present one is used.
 
         Only for a set without a cache. Loaders give images in mode RGB, with masks in RGBA.
         """
+        return self._ahead(map(self._submit, batches))
+
+    def _ahead(self, jobs: Iterable[Job]) -> Iterator[torch.Tensor]:
         pending: deque[Job] = deque()
-        for loaders in batches:
-            pending.append(self._submit(loaders))
+        for job in jobs:
+            pending.append(job)
             if len(pending) > AHEAD:
                 yield self._to_device(_finished(pending.popleft()))
         while pending:
             yield self._to_device(_finished(pending.popleft()))
 
-    def _loaders(self, positions: Positions) -> list[Loader]:
-        rows = self.rows[np.asarray(positions)].tolist()
+    def _open_on_disk(self) -> DiskCache:
+        kind = {"shards": self.index.fingerprint, "fit": self.fit, "pixels": PIXELS}
+        shape = (self.channels, self.image_size, self.image_size)
+        return DiskCache(kind, rows=len(self.index), shape=shape)
+
+    def _read(self, positions: Positions) -> Job:
+        """Have the threads read from disk, or decode, what lies at these positions."""
+        rows = self.rows[np.asarray(positions)]
+        if self._on_disk is None:
+            return self._submit(self._loaders(rows))
+        pixels, where = self._on_disk.pixels, torch.from_numpy(rows)
+        images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
+        return images, [self._pool.submit(torch.index_select, pixels, 0, where, out=images)]
+
+    def _loaders(self, rows: np.ndarray) -> list[Loader]:
         if self.masks:
-            return [partial(self._decode_with_mask, row) for row in rows]
-        return [partial(self.index.decode_small, row, at_least=self.image_size) for row in rows]
+            return [partial(self._decode_with_mask, row) for row in rows.tolist()]
+        return [partial(self.index.decode_small, row, at_least=self.image_size) for row in rows.tolist()]
 
     def _decode_with_mask(self, row: int) -> Decoded:
         """An image whose alpha channel is its mask."""
@@ -203,8 +226,8 @@ class ImageSet:
         pixels = square(Image.merge("RGB", colours), self.image_size, self.fit)
         return np.concatenate([pixels, square_mask(np.asarray(mask), self.image_size, self.fit)[None]])
 
-    def _decode(self, positions: Positions) -> torch.Tensor:
-        return _finished(self._submit(self._loaders(positions)))
+    def _decode(self, rows: np.ndarray) -> torch.Tensor:
+        return _finished(self._submit(self._loaders(rows)))
 
     def _submit(self, loaders: Sequence[Loader]) -> Job:
         """Have the threads fill a (B, 3, S, S) tensor, with masks (B, 4, S, S)."""

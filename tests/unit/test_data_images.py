@@ -26,11 +26,12 @@ def index(tmp_path_factory):
     return Index.open(folder / "shards")
 
 
-def test_every_cache_gives_the_same_pixels_in_the_order_asked_for(index):
+def test_every_cache_gives_the_same_pixels_in_the_order_asked_for(index, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASS_CACHE", str(tmp_path))
     rows = index.rows("train")
     order = np.array([3, 0, 3, 11])
     expected = np.stack([square(index.decode(int(r)), 16, "squash") for r in rows[order]])
-    for cache in ("auto", "gpu", "ram", "none"):
+    for cache in ("auto", "gpu", "ram", "disk", "none"):
         images = ImageSet(index, rows, image_size=16, cache=cache)
         assert len(images) == len(rows)
         assert np.array_equal(images.batch(order).numpy(), expected)
