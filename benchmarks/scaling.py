@@ -33,6 +33,7 @@ from benchmarks.end_to_end import NETS
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.steps import make_method, make_views, own_step
 from pipeline.specs import Training
+from pipeline.train.cpu import set_up_cpu
 from pipeline.train.distributed import World
 
 EFFICIENCY = 0.9
@@ -43,8 +44,7 @@ WARM_UP = 3
 
 def work(method: str, nets: str, *, steps: int, rank: int, world: int, meeting: str) -> dict[str, Any]:
     """One rank: seconds of its steps, bytes it sends a step, and seconds of one all-reduce of as many."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    set_up_cpu(1)
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     chosen = NETS[nets]
     made = make_method(method, chosen["backbones"], {}, size=chosen["size"])

@@ -37,6 +37,7 @@ from pipeline.plan import plan
 from pipeline.specs import PretrainSpec
 from pipeline.stages.shard import options_of, source_of
 from pipeline.stages.training import make_nets, read_images, train_images
+from pipeline.train.cpu import set_up_cpu
 from pipeline.train.distributed import World, choose_device
 from pipeline.train.loop import Loop
 from pipeline.train.probe import evenly, plain
@@ -177,8 +178,7 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=12, help="at each training, evenly spaced")
     parser.add_argument("--small", action="store_true", help="test nets on bundled digits, to try it")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    set_up_cpu(1)
     methods = ["cass_plus"] if given.small else given.methods.split(",")
     with tempfile.TemporaryDirectory(prefix="time-to-score-") as folder:
         figures = measure(

@@ -30,6 +30,7 @@ from pipeline.evaluate.protocols import PROTOCOLS, check_metric
 from pipeline.evaluate.select import existing
 from pipeline.specs import FinetuneSpec
 from pipeline.stages.work import Interrupted, Outcome, Work
+from pipeline.train.cpu import set_up_cpu
 from pipeline.train.distributed import World, choose_device, peak_memory
 from shards import Index
 
@@ -43,10 +44,7 @@ def run(work: Work) -> Outcome:
         Interrupted: asked to stop; the task is short and starts again from its beginning.
     """
     spec = FinetuneSpec.model_validate(work.task.spec)
-    torch.set_num_threads(work.resources.cpus_per_rank)
-    torch.set_flush_denormal(
-        True
-    )  # as in pretraining: collapsed nets make denormals, which are slow on a CPU
+    set_up_cpu(work.resources.cpus_per_rank)
     device = choose_device(work.resources.device, local_rank=work.ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pipeline.errors import UserError
 from pipeline.ranks import Ranks
 from pipeline.specs import Resources
+from pipeline.train.cpu import set_up_cpu
 from pipeline.train.meeting import Watch, meet
 
 TIMEOUT = timedelta(minutes=30)  # a collective that waits longer fails on every rank
@@ -107,8 +108,7 @@ def join(
     Raises:
         UserError: no device as asked for, or the other ranks cannot be reached.
     """
-    torch.set_num_threads(resources.cpus_per_rank)
-    torch.set_flush_denormal(True)  # collapsing nets make denormals, and these make a CPU crawl
+    set_up_cpu(resources.cpus_per_rank)
     device = choose_device(resources.device, local_rank=ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -71,7 +71,12 @@ class Stepper:
             net.compile_passes(graphs=self.graphs)
         if world.world_size > 1 and optimizer is not None:
             whole = accumulate == 1  # a static graph cannot leave out the synchronisation
-            self.model = DistributedDataParallel(method, static_graph=whole, find_unused_parameters=not whole)
+            self.model = DistributedDataParallel(
+                method,
+                static_graph=whole,
+                find_unused_parameters=not whole,
+                gradient_as_bucket_view=True,
+            )
             self.rehearsals = min(first, DDP_SETTLES) if whole else 0
 
     def rehearse(self, batch: Batch, progress: Callable[[int], Progress]) -> None:

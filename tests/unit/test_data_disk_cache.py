@@ -71,9 +71,7 @@ def test_what_the_pixels_depend_on_names_the_file():
 def test_processes_share_the_rows_among_them(tmp_path):
     context = multiprocessing.get_context("fork")
     notes = [tmp_path / f"{number}.txt" for number in range(2)]
-    started = [
-        context.Process(target=fill_in_a_process, args=(path, np.arange(ROWS), 0.5)) for path in notes
-    ]
+    started = [context.Process(target=fill_in_a_process, args=(path, np.arange(ROWS), 0.5)) for path in notes]
     for process in started:
         process.start()
     for process in started:
