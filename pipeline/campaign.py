@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import slurm
 from pipeline import view
@@ -17,13 +16,13 @@ from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.files import look_for_new_files
 from pipeline.jobs import Job, TaskJob, arrays, pack
+from pipeline.live import live
 from pipeline.lock import Lock, TakenOver, lock
 from pipeline.manifest import Manifest, Task
-from pipeline.plan import plan
 from pipeline.preflight import preflight
+from pipeline.preview import planned
 from pipeline.specs import Resources
 from pipeline.states import ALIVE, done_tasks, pending_tasks
-from slurm.local import visible_gpus
 
 
 @dataclass(frozen=True)
@@ -56,29 +55,8 @@ class Campaign:
         self.where = cluster
         self.folder = runs.absolute() / experiment.name
         self.path = self.folder / "manifest.json"
-        self.manifest = Manifest(experiment.resolved(), str(store.absolute()), plan(experiment))
+        self.manifest = planned(experiment, store)
         self.experiment = experiment
-
-    def print_plan(self, stages: Sequence[str]) -> None:
-        """The tasks with needs and resources, what is done, and what a launch would start."""
-        pending = {task.id for task in pending_tasks(self.manifest, stages)}
-        view.print_plan(
-            self.manifest, pending, jobs=len(pack(t for t in self.manifest.tasks if t.id in pending))
-        )
-
-    def plan_as_json(self) -> list[dict[str, Any]]:
-        done = done_tasks(self.manifest)
-        return [
-            {
-                "id": task.id,
-                "key": task.key,
-                "needs": task.needs,
-                "folder": str(self.manifest.folder(task)),
-                "resources": task.resources,
-                "done": task.id in done,
-            }
-            for task in self.manifest.tasks
-        ]
 
     def launch(self, stages: Sequence[str], *, wait: bool = False) -> int:
         """Run or submit whatever of these stages is not done; returns the command's exit code.
@@ -251,13 +229,13 @@ class Campaign:
             slurm.LocalJob(
                 name=job.name,
                 call=TaskJob(self.path, job.tasks),
-                request=request_of(job.resources, gpu_there=bool(visible_gpus())),
+                request=request_of(job.resources, gpu_there=bool(slurm.visible_gpus())),
                 after_ok=() if job.any_outcome else job.after,
                 after_any=job.after if job.any_outcome else (),
             )
             for job in jobs
         ]
-        with view.live(self.manifest, jobs) as watcher:
+        with live(self.manifest, jobs) as watcher:
             scheduler.run(local, on_event=watcher)
         return view.print_outcome(self.manifest, self.folder, pending, watcher.failed)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from slurm.profiles import is_secret
+from slurm.secret_names import is_secret
 
 EXIT_USER_ERROR = 2
 LEAST_SECRET = 6  # characters; a shorter value ("true") would be cut out of words that mean nothing

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.batches import check_batch
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS, check_metric
 from pipeline.experiment import Experiment, Json
 from pipeline.methods.registry import METHODS, OptionError, searched_option
-from pipeline.ranks import check_batch
 from pipeline.specs import Training
 from pipeline.strict_yaml import read_yaml
 

@@ -22,7 +22,7 @@ from pipeline.errors import (
     storage_error,
 )
 from pipeline.files import chosen_umask
-from pipeline.specs import STAGES
+from pipeline.stages import STAGES
 
 VERBS = {
     "all": "plan, submit what is not done, and on this machine run it",
@@ -112,30 +112,33 @@ def _as_interrupt(number: int, frame: object) -> NoReturn:
 
 def run(given: argparse.Namespace) -> int:
     """Do what was asked for; returns the exit code."""
-    from pipeline import experiment_file, view
-
     if given.verb not in VERBS:
         raise UserError(
             f"unknown verb {given.verb!r}{nearest(given.verb, VERBS)} (one of {', '.join(VERBS)})"
         )
+    if given.verb in ("status", "cancel", "verify"):
+        return _existing(given)
+    from pipeline import experiment_file, view
+
     if given.verb == "experiments":
         view.print_experiments(experiment_file.ready_experiments())
         return 0
-    if given.verb in ("status", "cancel", "verify"):
-        return _existing(given)
     experiment = experiment_file.load_experiment(given.experiment, given.set)
     if given.verb == "show":
         view.print_yaml(experiment.resolved())
         return 0
+    if given.verb == "plan" or given.dry_run:
+        from pipeline import preview
+
+        manifest = preview.planned(experiment, given.store)
+        if given.json:
+            print(json.dumps(preview.plan_as_json(manifest), indent=1))
+        else:
+            preview.print_plan(manifest, _stages(given))
+        return 0
     from pipeline.campaign import Campaign
 
     campaign = Campaign(experiment, store=given.store, runs=given.runs, cluster=given.cluster)
-    if given.verb == "plan" or given.dry_run:
-        if given.json:
-            print(json.dumps(campaign.plan_as_json(), indent=1))
-        else:
-            campaign.print_plan(_stages(given))
-        return 0
     return campaign.launch(_stages(given), wait=given.wait)
 
 

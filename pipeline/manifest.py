@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pipeline.errors import UserError, nearest
 from pipeline.files import sync_folder, write_atomically
 from pipeline.garbage import no_garbage_collection
-from pipeline.specs import STAGES
+from pipeline.stages import STAGES
 
 Made = TypeVar("Made")
 FORMAT = 1  # of the manifest, the receipts and the store's layout
@@ -41,7 +41,7 @@ class Task:
 
     Attributes:
         id: such as ``pretrain/pbc-dino-cnn``, unique in an experiment.
-        stage: one of ``pipeline.specs.STAGES``.
+        stage: one of ``pipeline.stages.STAGES``.
         spec: all that decides the result, as JSON values.
         needs: ids of the tasks whose results it reads.
         key: SHA-256 over stage, format, spec and the keys of its needs.

@@ -9,7 +9,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.protocols import PROTOCOLS
 from pipeline.installed import check_torch
 from pipeline.manifest import Task
-from pipeline.specs import TRAINING_STAGES, FinetuneSpec, PretrainSpec, ShardSpec
+from pipeline.specs import FinetuneSpec, PretrainSpec, ShardSpec
+from pipeline.stages import TRAINING_STAGES
 
 
 def preflight(pending: Sequence[Task], sharded: Mapping[str, Path] | None = None) -> None:

@@ -32,9 +32,7 @@ Kind = Literal["classification", "segmentation", "detection"]  # of a data set
 Labels = Literal["multiclass", "multilabel", "segmentation", "detection"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # part of folders' names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-STAGES = ("shard", "search", "pretrain", "finetune", "aggregate")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-TRAINING_STAGES = ("search", "pretrain")  # on any number of ranks, and resumable
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

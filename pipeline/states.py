@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.manifest import Manifest, Receipt, Task, read_error
-from pipeline.stages.work import read_progress
+from pipeline.progress import read_progress
 
 if TYPE_CHECKING:
     from slurm import JobState

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from slurm.commands import ask
 from slurm.errors import SlurmError
 from slurm.resources import Request
+from slurm.secret_names import is_secret
 
 MOST_NODES = 10_000  # aliases of aliases can stand for more values than memory holds
 MOST_DIGITS = 100  # Python refuses to print an integer of more than 4300 digits, and takes long to read one
@@ -29,14 +30,6 @@ RESERVED = frozenset([
     "signal", "time", "wait", "wckey", "wrap",
 ])
 # fmt: on
-
-# Variables that hold a secret, by their names; those that say where one lies, or speak of tokenizers, do not.
-_SECRET = re.compile(r"(TOKEN(?!IZER)|SECRET|PASSWORD|API_KEY)(?!.*_(FILE|PATH|DIR)$)", re.IGNORECASE)
-
-
-def is_secret(name: str) -> bool:
-    """Whether an environment variable of this name is taken to hold a secret, such as HF_TOKEN."""
-    return _SECRET.search(name) is not None
 
 
 def _printable(text: str) -> str:

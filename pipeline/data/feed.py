@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from pipeline.batches import rank_share
 from pipeline.data.images import ImageSet, Loader
 from pipeline.data.sampler import EpochSampler
-from pipeline.ranks import rank_share
 from shards import stream
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.batches import rank_share
 from pipeline.errors import UserError
-from pipeline.ranks import rank_share
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluate.protocols import ALL_METRICS, METRICS_OF, check_metric
+from pipeline.progress import warnings_of
 from pipeline.report.unfinished import Unfinished, state_of, unfinished
 from pipeline.specs import (
     Backbone,
@@ -22,7 +23,7 @@ from pipeline.specs import (
     SearchSpec,
     ShardSpec,
 )
-from pipeline.stages.work import Entry, warnings_of
+from pipeline.stages.work import Entry
 from shards import Index
 
 IDENTITY = ["dataset", "method", "backbone", "arch", "protocol", "fraction"]  # a row of summary.csv
@@ -159,7 +160,7 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
             name: _compared(metric, task, [row for row in rows if row["dataset"] == name])
             for name, task in tasks.items()
         },
-        warnings=warnings_of(entries),
+        warnings=warnings_of((entry.task, entry.receipt) for entry in entries),
     )
 
 

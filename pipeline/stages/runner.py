@@ -43,7 +43,8 @@ from pipeline.manifest import (
     write_json,
 )
 from pipeline.ranks import Ranks, host, rank_environment
-from pipeline.specs import STAGES, TRAINING_STAGES, Resources
+from pipeline.specs import Resources
+from pipeline.stages import STAGES, TRAINING_STAGES
 from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
 from pipeline.states import inputs_of, is_done
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.manifest import Receipt, Task, write_json
 from pipeline.ranks import Ranks
-from pipeline.specs import TRAINING_STAGES, Resources
+from pipeline.specs import Resources
 
 Json = dict[str, Any]
 PROGRESS_SECONDS = 0.5  # how often the progress file may be rewritten
-WARNING_STAGES = ("shard", *TRAINING_STAGES)  # whose receipts may have warnings among their metrics
-MOST_WARNINGS = 5  # of one task, for people to read
 
 
 class Interrupted(Exception):
@@ -96,31 +92,3 @@ class Outcome:
     device_seconds: float = 0.0
     peak_memory_bytes: int = 0
     discard: tuple[str, ...] = ()
-
-
-def warnings_of(entries: Iterable[Entry]) -> dict[str, list[str]]:
-    """What finished tasks warn of, on one line each → the tasks, in order.
-
-    Of a task with many warnings the first few, then how many more there are, and where.
-    """
-    found: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry.task.stage not in WARNING_STAGES or entry.receipt is None:
-            continue
-        warnings = [" ".join(str(line).split()) for line in entry.receipt.metrics.get("warnings", ())]
-        shown, more = warnings[:MOST_WARNINGS], len(warnings) - MOST_WARNINGS
-        if more > 0:
-            shown.append(f"{more} more, in {entry.task.folder}/receipt.json of the store")
-        for line in shown:
-            found.setdefault(line, []).append(entry.task.id)
-    return found
-
-
-def read_progress(folder: Path) -> tuple[float, float, str] | None:
-    """What :meth:`Work.progress` last said in this folder: done, total, text; None if nothing yet."""
-    try:
-        said = json.loads((folder / "progress.json").read_bytes())
-        done, total, text = float(said["done"]), float(said["total"]), str(said["text"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return (done, total, text) if math.isfinite(done) and math.isfinite(total) else None

@@ -26,7 +26,7 @@ from pipeline.errors import UserError, one_line
 from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Manifest, Receipt, damaged_files, read_error
 from pipeline.plan import plan
-from pipeline.stages.work import read_progress
+from pipeline.progress import read_progress
 from shards import (
     CocoSource,
     CsvSource,

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.experiment_file import load_experiment
 from pipeline.manifest import Manifest, Receipt, damaged_files, describe_files, read_error, write_json
 from pipeline.plan import plan
-from pipeline.stages.work import read_progress
+from pipeline.progress import read_progress
 
 
 def make_receipt(key: str, **changes) -> Receipt:

@@ -18,7 +18,7 @@ from pipeline.files import chosen_umask, write_atomically
 from pipeline.jobs import JobFailed, TaskJob
 from pipeline.manifest import Manifest, Task
 from pipeline.stages import runner
-from slurm.profiles import is_secret
+from slurm.secret_names import is_secret
 
 TOKEN = "hf_AbCdEfGh0123456789"
 

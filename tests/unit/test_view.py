@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import view
 from pipeline.jobs import Job
+from pipeline.live import LocalWatcher
 from pipeline.manifest import Manifest, Receipt, Task
 from pipeline.specs import Resources
 from pipeline.states import TaskState, task_states
@@ -73,7 +74,7 @@ def test_a_warning_is_said_as_soon_as_its_job_ends_if_others_still_run(tmp_path,
     shard, knn = task("shard", "tiny"), task("finetune", "tiny-knn", "shard/tiny")
     made = manifest(tmp_path, shard, knn)
     jobs = [Job(one.id, one.stage, (one,), ()) for one in (shard, knn)]
-    watcher = view.LocalWatcher(made, jobs)
+    watcher = LocalWatcher(made, jobs)
     watcher(JobEvent("started", "shard/tiny"))
     finish(made, shard, [LOST])
     capsys.readouterr()

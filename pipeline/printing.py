@@ -1,0 +1,97 @@
+"""Text and tables for people: by rich where it may colour them or must fold them.
+
+Elsewhere the same characters are printed without it, since to import it takes longer than to plan.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPE_COLUMNS = 160
+STYLES = {"done": "green", "not chosen": "dim", "·": "dim"}  # of a table's cells, by what they say
+
+
+def console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # Beyond a terminal (a log file, a pipe) lines are not folded, and tables get the room they need.
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        emoji=False,  # ":cat:" in a path is no cat
+        soft_wrap=True,
+        width=None if stream.isatty() else PIPE_COLUMNS,
+    )
+
+
+def say(text: str, *, style: str = "", stderr: bool = False, end: str = "\n") -> None:
+    """Print a text as it is: brackets in it are no markup.
+
+    Args:
+        text: lines. Of what no line should hold, rich leaves out or expands some: a bell, a tab.
+        style: rich's, such as ``red``; on a terminal only.
+        stderr: whether it goes to stderr.
+        end: what is printed after it.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    if _may_colour(stream) or not all(line.isprintable() for line in text.split("\n")):
+        console(stderr=stderr).print(text, style=style or None, markup=False, end=end)
+    else:
+        print(text, end=end, file=stream, flush=True)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A small table without lines; cells as in :func:`print_long_table`."""
+    if _may_colour(sys.stdout):
+        console().print(_rich_table(header, rows))
+    else:
+        print_long_table(header, rows)
+
+
+def print_long_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table without lines. Rich, slow with ten thousand rows, lays it out only where some must fold.
+
+    Args:
+        header: names of the columns.
+        rows: cells, a character wide each character; those that are a key of ``STYLES`` are coloured.
+    """
+    coloured = _may_colour(sys.stdout)
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    if sum(widths) + 2 * len(widths) > (console().width if coloured else PIPE_COLUMNS):
+        console().print(_rich_table(header, rows))
+        return
+    styled = _styled if coloured else str
+    lines = [
+        "".join(f" {styled(cell)}{' ' * (width - len(cell))} " for cell, width in zip(row, widths))
+        for row in (header, *rows)
+    ]
+    if coloured:
+        console().print("\n".join([f"[bold]{lines[0]}[/]", *lines[1:]]))
+    else:
+        say("\n".join(lines))
+
+
+def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(*header, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*map(_styled, row))
+    return table
+
+
+def _styled(cell: str) -> str:
+    return f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else cell
+
+
+def _may_colour(stream: TextIO) -> bool:
+    """Whether rich may colour what it prints there; only rich itself knows whether it will."""
+    return stream.isatty() or "FORCE_COLOR" in os.environ or "TTY_COMPATIBLE" in os.environ
