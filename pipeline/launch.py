@@ -22,6 +22,7 @@ from pipeline.errors import (
     storage_error,
 )
 from pipeline.files import chosen_umask
+from pipeline.garbage import look_for_garbage_rarely
 from pipeline.stages import STAGES
 
 VERBS = {
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes it 20 ms
     signal.signal(signal.SIGTERM, _as_interrupt)
     redact_uncaught()
     print_whatever_the_locale()
@@ -178,4 +180,5 @@ def _existing(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    look_for_garbage_rarely()
     main()

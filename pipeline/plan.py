@@ -158,6 +158,7 @@ def _finetune_tasks(
     given = section.model_dump(exclude={"protocols", "fractions"})
     fit = section.fit or experiment.training_of(label).fit
     settings = FinetuneSettings.model_validate(given | {"fit": fit})
+    backbone = _absolute_weights(experiment.backbones_of(label)[arch])
     tasks = []
     for protocol in experiment.protocols_of(dataset):
         for fraction in section.fractions:
@@ -166,7 +167,7 @@ def _finetune_tasks(
                     dataset=dataset.name,
                     label=label,
                     arch=arch,
-                    backbone=_absolute_weights(experiment.backbones_of(label)[arch]),
+                    backbone=backbone,
                     protocol=protocol,
                     fraction=fraction,
                     seed=seed,

@@ -33,13 +33,14 @@ def read_yaml(text: str, *, name: str) -> tuple[Any, dict[Key, int]]:
     """
     lines: dict[Key, int] = {}
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         if root is not None:
             for number, (key, line) in enumerate(_keys(root, (), name)):
                 if number >= MOST_NODES:
                     raise UserError(f"{name}:{line}: its aliases unfold into more than {MOST_NODES} values")
                 lines[key] = line
-        return yaml.safe_load(text), lines
+        return loader.construct_document(root) if root is not None else None, lines
     except RecursionError:
         raise UserError(f"{name}: nested more than {MOST_LEVELS} levels deep") from None
     except yaml.MarkedYAMLError as error:

@@ -68,6 +68,24 @@ def test_a_command_imports_what_it_needs_and_no_more(launched, command, packages
     assert not_ours.isdisjoint(ours)
 
 
+def test_no_plugins_of_pydantic_are_looked_for(launched):
+    """To look through all that is installed takes longer than to check an experiment."""
+    looked = "import importlib.metadata\nimportlib.metadata.entry_points = lambda **_: 1 / 0\n"
+    assert "to run in" in run(looked + RUN, "plan", *launched).stdout
+
+
+def test_what_is_left_at_the_end_is_not_looked_through():
+    code = """
+from pipeline.garbage import look_for_garbage_rarely
+class Left:
+    def __init__(self): self.itself = self
+    def __del__(self): print("found")
+Left()
+"""
+    assert run(code).stdout == "found\n"
+    assert run(code + "look_for_garbage_rarely()").stdout == ""
+
+
 def test_every_name_of_the_cluster_package_is_there_and_none_is_heavy():
     for name in slurm.__all__:
         assert getattr(slurm, name).__name__ == name
