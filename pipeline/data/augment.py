@@ -22,7 +22,7 @@ from pipeline.data.fused import Fused
 from pipeline.data.recipes import RECIPES, Block, Recipe, find_recipe
 from shards import IGNORE
 
-CACHED = 2**20  # bytes of views that a CPU augments at a time: each operation finds them in its cache
+CACHED = 2**20  # bytes of views that a CPU core augments at a time: each operation finds them in its cache
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop
 
 
@@ -100,22 +100,25 @@ class Augment:
 
     def _in_parts(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """(B, 3, size, size) float32 in [0, 1]; on a CPU no more at a time than its cache holds."""
-        at_once = max(1, len(images) if images.is_cuda else CACHED // (12 * self.size**2))
-        parts = [slice(start, start + at_once) for start in range(0, max(1, len(images)), at_once)]
-        views = [self._apply(images[part], drawn[part]) for part in parts]
-        return torch.cat(views) if len(views) > 1 else views[0]
+        cached = CACHED * torch.get_num_threads()
+        at_once = max(1, len(images) if images.is_cuda else cached // (12 * self.size**2))
+        views = _empty((len(images), 3, self.size, self.size), images.device)
+        for start in range(0, len(images), at_once):
+            part = slice(start, start + at_once)
+            torch.clamp(self._apply(images[part], drawn[part]), 0, 1, out=views[part])
+        return views
 
     def _apply(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        """(B, 3, size, size) float32 in [0, 1]."""
-        views = self._sample(images.float() / 255, drawn.maps, drawn.scale)
+        """(B, 3, size, size) float32 in [0, 1], but for rounding."""
+        views = self._sample(images.float().div_(255), drawn.maps, drawn.scale)
         for jitter in drawn.jitters:
             views = colour.colour_jitter(views, *jitter)
-        radius = blur_radius(self.size)
-        views = colour.apply_where(views, drawn.grey, _grey)
+        radius = min(blur_radius(self.size), colour.blur_reach(drawn.sigma[drawn.blurred]))
+        views = colour.apply_where(views, drawn.grey, colour.make_grey)
         views = colour.apply_where(
             views, drawn.blurred, lambda x, s: colour.gaussian_blur(x, s, radius=radius), drawn.sigma
         )
-        return colour.apply_where(views, drawn.solarised, colour.solarise).clamp_(0, 1)
+        return colour.apply_where(views, drawn.solarised, colour.solarise)
 
     def _crop_and_flip(self, draws: Draws, source: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, 3) maps and the (B, 2) input pixels an output pixel spans."""
@@ -179,8 +182,12 @@ def blur_radius(size: int) -> int:
     return max(1, int(0.1 * size) // 2)
 
 
-def _grey(images: torch.Tensor) -> torch.Tensor:
-    return colour.grayscale(images).repeat(1, 3, 1, 1)
+def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Room for views, float32."""
+    if device.type == "cuda":
+        return torch.empty(shape, device=device)
+    # numpy asks for large pages: 38 MB in small ones take as long to get as half of the views.
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
@@ -211,7 +218,8 @@ def _warp_maps(block: Block, draws: Draws, happens: np.ndarray) -> np.ndarray:
         corners = np.tile(np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]]), (len(draws), 1, 1))
         inwards = np.stack([draws.uniform(0, block.perspective) for _ in range(8)], axis=1).reshape(-1, 4, 2)
         chosen = (happens & draws.happens(block.perspective_p))[:, None, None]
-        maps = maps @ geometry.perspective_map(corners, corners * (1 - np.where(chosen, inwards, 0.0)))
+        found = geometry.perspective_map(corners, corners * (1 - inwards))
+        maps = maps @ np.where(chosen, found, np.eye(3))
     if block.rotation:
         angle = np.where(happens, draws.uniform(-block.rotation, block.rotation), 0.0)
         maps = maps @ geometry.rotation_map(angle)

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from pipeline.data.chosen import put, rows_of, take
+from pipeline.data.rows import sum_rows
+
+_MIRRORED = ((), (3,), (2,), (2, 3))  # axes that are flipped: x first
 
 
 def crop_map(left: np.ndarray, top: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -86,12 +92,64 @@ def warp(
     Returns:
         (B, C, size, size).
     """
+    by_points = partial(_warp_points, size=size, taps=taps, padding=padding)
+    if images.is_cuda:  # fewer launches
+        return by_points(images, maps, scale)
+    straight = ~maps[:, [0, 1, 2, 2], [1, 0, 0, 1]].any(axis=1)
+    still = straight & (np.abs(maps) == np.eye(3)).all(axis=(1, 2)) & (images.shape[-1] == size)
+    mirrored = 2 * (maps[:, 1, 1] < 0) + (maps[:, 0, 0] < 0)
+    kinds = np.where(still, mirrored, np.where(straight, len(_MIRRORED), len(_MIRRORED) + 1))
+
+    def sample(kind: int, images: torch.Tensor, maps: np.ndarray, scale: np.ndarray) -> torch.Tensor:
+        if kind < len(_MIRRORED):
+            return images.flip(_MIRRORED[kind])
+        if kind == len(_MIRRORED):
+            return _warp_axes(images, maps, scale, size=size, taps=taps, padding=padding)
+        return by_points(images, maps, scale)
+
+    first, *others = set(kinds.tolist())
+    if not others:
+        return sample(first, images, maps, scale)
+    warped = images.new_empty((*images.shape[:2], size, size))
+    for kind in (first, *others):
+        chosen = kinds == kind
+        rows = rows_of(chosen, images.device)
+        put(warped, rows, sample(kind, take(images, rows), maps[chosen], scale[chosen]))
+    return warped
+
+
+def _warp_points(
+    images: torch.Tensor, maps: np.ndarray, scale: np.ndarray, *, size: int, taps: int, padding: str
+) -> torch.Tensor:
+    """:func:`warp` by maps of any kind."""
     total: torch.Tensor | None = None
     for grid in _grids(maps, offsets(scale, size=size, taps=taps), size=size, device=images.device):
         sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-        total = sampled if total is None else total + sampled
+        total = sampled if total is None else total.add_(sampled)
     assert total is not None
-    return total / taps**2
+    return total.div_(taps**2) if taps > 1 else total
+
+
+def _warp_axes(
+    images: torch.Tensor, maps: np.ndarray, scale: np.ndarray, *, size: int, taps: int, padding: str
+) -> torch.Tensor:
+    """:func:`warp` by maps that keep the axes: the same samples, summed along y, then along x."""
+    centres = (2 * np.arange(size) + 1) / size - 1
+    along = _along(scale, size=size, taps=taps)
+    for axis, side in ((1, images.shape[2]), (0, images.shape[3])):
+        points = centres[:, None] + along[:, axis, None]
+        points = maps[:, axis, axis, None, None] * points + maps[:, axis, 2, None, None]
+        points = ((points + 1) * side - 1) / 2
+        below = np.floor(points)
+        places = np.concatenate([below, below + 1], axis=2)
+        weights = np.concatenate([below + 1 - points, points - below], axis=2) / taps
+        inside = places.clip(0, side - 1)
+        if padding == "zeros":
+            weights *= places == inside
+        images = sum_rows(
+            images, torch.from_numpy(inside.astype(np.int64)), torch.from_numpy(weights.astype(np.float32))
+        ).transpose(2, 3)
+    return images.contiguous()
 
 
 def warp_nearest(numbers: torch.Tensor, maps: np.ndarray, *, size: int, outside: int) -> torch.Tensor:
@@ -119,27 +177,30 @@ def _grids(
 ) -> Iterator[torch.Tensor]:
     """For each pair of offsets, (B, size, size, 2): where the output pixels' centres, so moved, lie in the
     input."""
-    m = torch.from_numpy(maps.astype(np.float32)).to(device, non_blocking=True)
-    m00, m01, m02, m10, m11, m12, m20, m21, m22 = m.reshape(-1, 9, 1, 1).unbind(1)
-    centres = (2 * torch.arange(size, device=device, dtype=torch.float32) + 1) / size - 1
+    centres = (2 * np.arange(size, dtype=np.float32) + 1) / size - 1
+    by_x, by_y, constant = maps.astype(np.float32)[..., None].transpose(2, 0, 1, 3)
     for offset_x, offset_y in offsets:
-        x = (centres + _column(offset_x, device)).unsqueeze(1)
-        y = (centres + _column(offset_y, device)).unsqueeze(2)
-        depth = m20 * x + m21 * y + m22
-        grid_x = (m00 * x + m01 * y + m02) / depth
-        grid_y = (m10 * x + m11 * y + m12) / depth
-        yield torch.stack((grid_x, grid_y), dim=-1)
+        x = centres + offset_x.astype(np.float32)[:, None, None]
+        y = centres + offset_y.astype(np.float32)[:, None, None]
+        terms = (by_x * x)[:, :, None], (by_y * y)[..., None], constant[..., None]
+        along_x, along_y, shift = (torch.from_numpy(term).to(device, non_blocking=True) for term in terms)
+        grid = (along_x[:, :2] + along_y[:, :2]).add_(shift[:, :2])
+        if maps[:, 2, :2].any():
+            grid.div_((along_x[:, 2:] + along_y[:, 2:]).add_(shift[:, 2:]))
+        # As stack(…, dim=-1), which would take half as long as the sampling.
+        yield torch.view_as_real(torch.complex(grid[:, 0], grid[:, 1]))
 
 
 def offsets(scale: np.ndarray, *, size: int, taps: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Where a pixel's samples lie, relative to its centre, in normalised output coordinates: (B,) x and y."""
+    along = _along(scale, size=size, taps=taps)
+    return [(along[:, 0, i], along[:, 1, j]) for j in range(taps) for i in range(taps)]
+
+
+def _along(scale: np.ndarray, *, size: int, taps: int) -> np.ndarray:
+    """(B, 2, taps): the same along x and along y, of which the samples are all pairs."""
     if taps == 1:
-        return [(np.zeros(len(scale)), np.zeros(len(scale)))]
+        return np.zeros((len(scale), 2, 1))
     shrink = np.maximum(scale, 1.0)
     spacing = np.sqrt(2 * (shrink**2 - 1) / (taps**2 - 1)) / shrink * (2 / size)
-    places = np.arange(taps) - (taps - 1) / 2
-    return [(spacing[:, 0] * i, spacing[:, 1] * j) for j in places for i in places]
-
-
-def _column(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)[:, None]).to(device, non_blocking=True)
+    return spacing[:, :, None] * (np.arange(taps) - (taps - 1) / 2)

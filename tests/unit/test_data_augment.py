@@ -9,6 +9,7 @@ from pipeline.data import colour, geometry
 from pipeline.data.augment import Augment
 from pipeline.data.draws import Draws, sample_keys
 from pipeline.data.recipes import RECIPES
+from pipeline.data.rows import sum_rows
 from pipeline.errors import UserError
 
 torch.set_num_threads(1)
@@ -21,7 +22,7 @@ def smooth_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
-@pytest.mark.parametrize("size", [16, 48])
+@pytest.mark.parametrize("size", [16, 40, 49])
 def test_result_does_not_depend_on_the_batch_an_image_is_in(recipe, size, monkeypatch):
     images = smooth_images(13, 40)
     keys = sample_keys(torch.arange(13), seed=5, view=1)
@@ -35,6 +36,18 @@ def test_result_does_not_depend_on_the_batch_an_image_is_in(recipe, size, monkey
     assert torch.equal(together, backwards)
     monkeypatch.setattr("pipeline.data.augment.CACHED", 5 * 12 * size**2)
     assert torch.equal(together, augment(images, keys)), "five images at a time"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_result_does_not_depend_on_the_number_of_threads(recipe):
+    images, keys = smooth_images(5, 201), sample_keys(torch.arange(5), seed=2)
+    augment = Augment(recipe, 121)  # an image is enough for two threads
+    alone = augment(images, keys)
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(alone, augment(images, keys))
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_another_epoch_view_or_seed_draws_anew_and_the_same_key_draws_the_same():
@@ -146,19 +159,53 @@ def test_perspective_equals_torchvisions():
     assert (ours - theirs).abs().max() < 2e-3
 
 
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize(("source", "size"), [(40, 40), (40, 57), (57, 20)])
+def test_maps_along_the_axes_sample_what_any_map_does(source, size, padding):
+    images = torch.rand(6, 3, source, source, generator=torch.Generator().manual_seed(0))
+    width, height = np.array([1, 1, 0.4, 0.9, 1, 0.7]), np.array([1, 1, 0.9, 0.3, 0.8, 0.7])
+    left, top = (1 - width) * 0.3, (1 - height) * 0.8
+    maps = geometry.crop_map(left, top, width, height)
+    maps = maps @ geometry.flip_map(np.array([0, 1, 0, 1, 0, 1], bool), np.array([0, 0, 1, 1, 0, 1], bool))
+    options = {
+        "size": size,
+        "scale": np.stack([width, height], axis=1) * source / size,
+        "taps": geometry.taps_for(source / size),
+        "padding": padding,
+    }
+    straight = geometry.warp(images, maps, **options)
+    maps[:, 0, 1] = 1e-12  # a turn too small to see
+    assert (straight - geometry.warp(images, maps, **options)).abs().max() < 2e-5
+
+
 def test_flips_are_exact():
-    images = smooth_images(4, 16).float() / 255
-    horizontal, vertical = np.array([0, 1, 0, 1], bool), np.array([0, 0, 1, 1], bool)
-    ours = geometry.warp(
-        images,
-        geometry.flip_map(horizontal, vertical),
-        size=16,
-        scale=np.ones((4, 2)),
-        taps=1,
-        padding="border",
-    )
-    theirs = torch.stack([images[0], images[1].flip(-1), images[2].flip(-2), images[3].flip(-1, -2)])
-    assert (ours - theirs).abs().max() < 1e-5
+    images = torch.rand(5, 3, 16, 16)
+    horizontal, vertical = np.array([0, 1, 0, 1, 0], bool), np.array([0, 0, 1, 1, 0], bool)
+    maps = geometry.flip_map(horizontal, vertical)
+    ours = geometry.warp(images, maps, size=16, scale=np.ones((5, 2)), taps=1, padding="border")
+    first, second, third, fourth, fifth = images
+    theirs = torch.stack([first, second.flip(-1), third.flip(-2), fourth.flip(-1, -2), fifth])
+    assert torch.equal(ours, theirs)
+
+
+def test_what_does_not_happen_leaves_a_view_as_it_was_to_the_bit():
+    images, keys = smooth_images(40, 24), sample_keys(torch.arange(40), seed=0)
+    views, maps = Augment("cass", 24).with_maps(images, keys)
+    assert 15 < (np.abs(maps) == np.eye(3)).all(axis=(1, 2)).sum() < 33, "not turned: 0.85 * 0.7"
+    pixels = images.float() / 255
+    mirrors = [pixels.flip(axes) for axes in ((), (2,), (3,), (2, 3))]
+    same = torch.stack([(views == mirror).all(dim=(1, 2, 3)) for mirror in mirrors]).any(0)
+    assert 10 < same.sum() < 30, "neither turned nor coloured: 0.7 * 0.7"
+
+
+def test_sums_of_rows_are_products_with_matrices():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 2, 7, 5, generator=generator)
+    places, weights = torch.randint(0, 7, (3, 4, 6), generator=generator), torch.rand(3, 4, 6)
+    matrices = torch.zeros(3, 4, 7).scatter_add_(2, places, weights)
+    assert torch.allclose(sum_rows(images, places, weights), matrices[:, None] @ images)
+    turned = sum_rows(images.transpose(2, 3).contiguous().transpose(2, 3), places, weights)
+    assert torch.equal(turned, sum_rows(images, places, weights)), "however the images lie in memory"
 
 
 @pytest.mark.parametrize(
@@ -180,10 +227,34 @@ def test_colour_equals_torchvisions(ours, theirs, strengths):
 def test_grey_solarise_and_blur_equal_torchvisions():
     images = smooth_images(2, 24).float() / 255
     assert (colour.grayscale(images) - tv.rgb_to_grayscale(images)).abs().max() < 1e-6
-    assert torch.equal(colour.solarise(images), tv.solarize(images, 0.5))
+    assert torch.equal(colour.solarise(images.clone()), tv.solarize(images, 0.5))
     expected = torch.stack([tv.gaussian_blur(i, [5, 5], [s, s]) for i, s in zip(images, (0.4, 1.7))])
     blurred = colour.gaussian_blur(images, torch.tensor([0.4, 1.7]), radius=2)
     assert (blurred - expected).abs().max() < 1e-5
+
+
+def test_every_turn_of_every_hue_equals_torchvisions():
+    images = torch.rand(21, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images[:, :, 0], images[:, 1, 1], images[:, 2, 2] = 0.3, images[:, 0, 1], images[:, 1, 2]  # ties
+    shifts = torch.linspace(-0.5, 0.5, 21)
+    expected = torch.stack([tv.adjust_hue(image, float(s)) for image, s in zip(images, shifts)])
+    assert (colour.adjust_hue(images, shifts) - expected).abs().max() < 1e-5
+
+
+def test_a_blur_does_not_depend_on_a_radius_beyond_its_reach():
+    images, sigma = torch.rand(2, 3, 40, 40), np.array([0.3, 1.1])
+    reach = colour.blur_reach(sigma)
+    assert reach == 7
+    near, far = (
+        colour.gaussian_blur(images.clone(), torch.tensor(sigma), radius=radius) for radius in (reach, 19)
+    )
+    assert torch.equal(near, far)
+    weights = torch.exp(-0.5 * (torch.arange(-19, 20) / 1.1) ** 2)
+    point = torch.zeros(1, 3, 40, 40)
+    point[..., 20, 20] = 1
+    blurred = colour.gaussian_blur(point, torch.tensor(sigma[1:]), radius=19)
+    whole = (weights / weights.sum()).outer(weights / weights.sum())
+    assert (blurred[0, 0, 1:, 1:] - whole).abs().max() < 1e-7
 
 
 def test_jitter_follows_each_images_own_order():
