@@ -22,7 +22,7 @@ from pipeline.data.fused import Fused
 from pipeline.data.recipes import RECIPES, Block, Recipe, find_recipe
 from shards import IGNORE
 
-CACHED = 2**20  # bytes of views that a CPU core augments at a time: each operation finds them in its cache
+CACHED = 2**21  # bytes of views that a CPU core augments at a time: more a call, and caches hold most of it
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop
 
 
