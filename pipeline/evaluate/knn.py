@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.evaluate.features import features_of
+from pipeline.evaluate.neighbours import nearest
 from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
 from pipeline.evaluate.select import classified
 from pipeline.evaluate.standardise import Standardise
@@ -49,25 +50,25 @@ def knn_predict(
         train_targets.float() if train_targets.ndim == 2 else F.one_hot(train_targets, num_classes).float()
     )
     k = min(k, len(bank))
-    shares = []
-    for queries in features.float().split(chunk):
-        similarity, nearest = (F.normalize(queries, dim=1) @ bank.T).topk(k, dim=1)
-        weights = (similarity / temperature).softmax(
-            dim=1
-        )  # the vote's weights, already divided by their sum
-        shares.append(torch.einsum("mk,mkc->mc", weights, votes[nearest]))
-    return torch.cat(shares) if shares else votes.new_zeros(0, votes.shape[1])
+    similarity, places = nearest(bank, F.normalize(features.float(), dim=1), k=k, chunk=chunk)
+    weights = (similarity / temperature).softmax(dim=1)  # the vote's weights, already divided by their sum
+    shares = [
+        torch.einsum("mk,mkc->mc", some, votes[where])
+        for some, where in zip(weights.split(chunk), places.split(chunk), strict=True)
+    ]
+    return torch.cat(shares)
 
 
 def run(problem: Problem) -> Prediction:
     """The ``knn`` protocol."""
     k = min(problem.settings.knn_k, len(problem.train))
-    known = features_of(problem, problem.train).to(problem.device)
-    standardise = Standardise(known)
+    raw = features_of(problem, problem.train).to(problem.device)
+    standardise = Standardise(raw)
+    known = standardise(raw)
 
     def predict(split: Split) -> Tensor:
         return knn_predict(
-            standardise(known),
+            known,
             problem.train.targets.to(problem.device),
             standardise(features_of(problem, split).to(problem.device)),
             k=k,
