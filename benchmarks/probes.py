@@ -27,8 +27,9 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
 from pipeline.evaluate.knn import TEMPERATURE, knn_predict
-from pipeline.evaluate.linear import PATIENCE, WEIGHT_DECAYS, pick_weight_decay, predict_logits
-from pipeline.evaluate.standardise import PrincipalAxes, Standardise
+from pipeline.evaluate.linear import PATIENCE, WEIGHT_DECAYS, pick_weight_decay
+from pipeline.evaluate.logistic import predict_logits
+from pipeline.evaluate.standardise import SampleSpan, Standardise
 
 CLASSES = 10
 NEIGHBOURS = 20
@@ -63,7 +64,7 @@ def make(samples: int, width: int, queries: int, *, val: int = 2000, seed: int =
 
 def linear_ours(features: Features, *, num_classes: int = CLASSES) -> float:
     train, targets = (torch.from_numpy(part) for part in features["train"])
-    standardise = PrincipalAxes(train)
+    standardise = SampleSpan(train)
     val, truth = standardise(torch.from_numpy(features["val"][0])), features["val"][1]
 
     def score(solution: torch.Tensor) -> tuple[dict[str, float], float]:

@@ -12,81 +12,21 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluate.features import features_key, features_of
-from pipeline.evaluate.losses import class_weights, make_loss
+from pipeline.evaluate.logistic import TOLERANCE, fit_logistic, predict_logits, second_moments
+from pipeline.evaluate.losses import class_weights
 from pipeline.evaluate.problem import Prediction, Problem, Split, Tick, reproducible
 from pipeline.evaluate.select import classified, validation_score
-from pipeline.evaluate.standardise import PrincipalAxes
+from pipeline.evaluate.standardise import SampleSpan
 
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
 WEIGHT_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 PATIENCE = (
     2  # weaker decays are left out after so many without a better score: they fit, slowly, what is noise
 )
-ITERATIONS = 500
-TOLERANCE = 1e-6
 COMPARED = (
     1e-4  # tolerance of the solutions that validation compares, scikit-learn's; the best one is solved on
 )
-
-
-def fit_logistic(
-    features: Tensor,
-    targets: Tensor,
-    *,
-    num_classes: int,
-    weight_decay: float,
-    weights: Tensor | None = None,
-    start: Tensor | None = None,
-    tolerance: float = TOLERANCE,
-) -> Tensor:
-    """Minimise mean cross-entropy + weight_decay / 2 · |W|² with L-BFGS; the intercept is not penalised.
-
-    Each feature's weights are scaled by about the root of the curvature along it, ¼·E[x²] + weight_decay.
-    Along the principal axes (:class:`PrincipalAxes`) that makes the problem rounder and the fit faster, as
-    measured on 3,000 images: 16 s in place of 26 s for all decays. The minimum is the same.
-
-    Args:
-        features: float64 or float32 (N, D), best along their principal axes; products with them are of their
-            precision, all else is float64.
-        targets: int64 (N,), or float (N, K) for multi-label (a binary cross-entropy a class).
-        weights: class weights of :func:`pipeline.evaluate.losses.class_weights`.
-        start: (D + 1, K), where to begin; zeros by default.
-        tolerance: where to end: the largest entry of the gradient, in the scaled problem.
-
-    Returns:
-        float64 (D + 1, K): the weights and, last, the intercepts.
-    """
-    curvature = features.square().mean(dim=0).double() / 4 + weight_decay
-    scale = torch.cat([curvature.rsqrt(), curvature.new_full((1,), 2.0)])  # the intercept's is at most ¼
-    # A class a row: products with a few columns are several times as slow (benchmarks/NOTES.md).
-    solution = scale.new_zeros(num_classes, len(scale)) if start is None else start.T / scale
-    solution.requires_grad_(True)
-    loss_of = make_loss("cross_entropy", weights=None if weights is None else weights.to(scale))
-    optimizer = torch.optim.LBFGS(
-        [solution],
-        max_iter=ITERATIONS,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-12,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        unscaled = scale * solution
-        loss = loss_of(predict_logits(features, unscaled.T), targets)
-        loss = loss + weight_decay / 2 * unscaled[:, :-1].square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return (scale * solution.detach()).T
-
-
-def predict_logits(features: Tensor, solution: Tensor) -> Tensor:
-    """(N, D), (D + 1, K) → float64 (N, K)"""
-    weights, intercepts = solution.T.split([features.shape[1], 1], dim=1)
-    return ((weights.to(features.dtype) @ features.T).double() + intercepts).T
+NEARLY = 0.9  # of the tolerance, which leaves room for what float64 finds different
 
 
 def run(problem: Problem) -> Prediction:
@@ -110,7 +50,7 @@ def _run(problem: Problem) -> Prediction:
 class Fit:
     """A classifier, the weight decay that validation picked for it, and what it saw on the way."""
 
-    standardise: PrincipalAxes
+    standardise: SampleSpan
     solution: Tensor
     weight_decay: float
     log: list[dict[str, Any]]
@@ -139,7 +79,7 @@ def _remembered_fit(problem: Problem) -> Fit:
 def _fit(problem: Problem) -> Fit:
     settings, device = problem.settings, problem.device
     raw = features_of(problem, problem.train).to(device)
-    standardise = PrincipalAxes(raw)
+    standardise = SampleSpan(raw)
     train, targets = standardise(raw), problem.train.targets.to(device)
     weights = class_weights(targets, problem.num_classes) if settings.class_weights == "balanced" else None
     val = standardise(features_of(problem, problem.val).to(device))
@@ -166,7 +106,8 @@ def pick_weight_decay(
 ) -> tuple[Tensor, float, list[dict[str, Any]]]:
     """Solve for one weight decay after another, take the one that validation likes best, and solve that on.
 
-    What is compared is solved up to a tolerance of :data:`COMPARED`, for which products in float32 do.
+    What is compared is solved up to a tolerance of :data:`COMPARED`. Products in float32 do for that, and
+    nearly always for the rest of the way: the last fit, with float64, seldom does more than look.
 
     Args:
         features: float32 (N, D).
@@ -177,14 +118,26 @@ def pick_weight_decay(
     Returns:
         The solution (D + 1, K), its weight decay, and the log of all that were tried.
     """
-    fit = partial(fit_logistic, targets=targets, num_classes=num_classes, weights=weights)
+    fit = partial(
+        fit_logistic,
+        features,
+        targets,
+        num_classes=num_classes,
+        weights=weights,
+        moments=second_moments(features),
+    )
     best: tuple[Tensor, float] | None = None
     best_score = float("-inf")
     solution: Tensor | None = None
     worse = 0
     log: list[dict[str, Any]] = []
     for tried, decay in enumerate(WEIGHT_DECAYS):
-        solution = fit(features, weight_decay=decay, start=solution, tolerance=max(tolerance, COMPARED))
+        solution = fit(
+            weight_decay=decay,
+            start=solution,
+            tolerance=max(tolerance, COMPARED),
+            precision=torch.float32,
+        )
         metrics, found = score(solution)
         log.append({"weight_decay": decay, "val": metrics})
         if found > best_score:
@@ -195,5 +148,8 @@ def pick_weight_decay(
     assert best is not None  # a score is a number: validation sees to it
     compared, decay = best
     if tolerance < COMPARED:
-        compared = fit(features.double(), weight_decay=decay, start=compared, tolerance=tolerance)
+        nearly = fit(
+            weight_decay=decay, start=compared, tolerance=NEARLY * tolerance, precision=torch.float32
+        )
+        compared = fit(weight_decay=decay, start=nearly, tolerance=tolerance, precision=torch.float64)
     return compared, decay, log

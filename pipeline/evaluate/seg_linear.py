@@ -23,7 +23,7 @@ from pipeline.evaluate.linear import pick_weight_decay
 from pipeline.evaluate.losses import class_weights
 from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
 from pipeline.evaluate.segmentation import confusions, pixel_counts, score, segmented
-from pipeline.evaluate.standardise import PrincipalAxes
+from pipeline.evaluate.standardise import SampleSpan
 from pipeline.nets.export import load_exported
 
 PIXELS = 2**14  # to learn from; four times as many change the mIoU by .002 on 375 images of nuclei
@@ -43,7 +43,7 @@ def _run(problem: Problem) -> Prediction:
     size = load_exported(problem.backbone, num_classes=0, image_size=settings.image_size).image_size
     raw, targets = _sampled_pixels(problem, size)
     raw, targets = raw.to(device), targets.to(device)
-    standardise = PrincipalAxes(raw)
+    standardise = SampleSpan(raw)
 
     def counted(split: Split, solution: Tensor) -> np.ndarray:
         return confusions(problem, split, _logits(problem, split, standardise, solution), image_size=size)
@@ -65,7 +65,7 @@ def _run(problem: Problem) -> Prediction:
     )
 
 
-def _logits(problem: Problem, split: Split, standardise: PrincipalAxes, solution: Tensor) -> Iterator[Tensor]:
+def _logits(problem: Problem, split: Split, standardise: SampleSpan, solution: Tensor) -> Iterator[Tensor]:
     """(B, K, h, w) of the last feature maps, batch by batch."""
     weight, bias = (x.float() for x in standardise.unscaled(solution))
     for maps in maps_of(problem, split):

@@ -5,44 +5,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROWS = 512  # at a time in float64: they stay in a core's cache
+
 
 class Standardise:
     """Zero mean and unit variance by the training features, in float64; a constant one keeps its scale."""
 
     def __init__(self, features: Tensor) -> None:
-        features = features.double()
-        self.mean = features.mean(dim=0)
-        std = features.std(dim=0, correction=0)
+        parts = features.split(ROWS)
+        self.mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / len(features)
+        squares = torch.stack([(part.double() - self.mean).square().sum(dim=0) for part in parts])
+        std = (squares.sum(dim=0) / len(features)).sqrt()
         self.std = torch.where(std > 1e-8 * std.max().clamp(min=1e-30), std, torch.ones_like(std))
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, D) → (N, D) float64"""
-        return (features.double() - self.mean) / self.std
+        """(N, D) → (N, D) float32, rounded once"""
+        scaled = torch.empty_like(features, dtype=torch.float32)
+        for part, out in zip(features.split(ROWS), scaled.split(ROWS), strict=True):
+            out.copy_((part.double() - self.mean) / self.std)
+        return scaled
 
 
-class PrincipalAxes(Standardise):
-    """Standardised, then along the training features' principal axes.
+class SampleSpan(Standardise):
+    """Standardised, and with fewer samples than features in coordinates of the samples' own span.
 
-    The rotation leaves a penalised linear classifier's solution the same and its problem far easier. With
-    fewer samples than features only the samples' own span is kept: nothing outside it can be used. Products
-    of all features are in float32, as the features are: axes that are off by its rounding are as good.
+    A penalised linear classifier can use nothing outside that span, and an orthonormal basis of it leaves its
+    solution the same.
     """
 
     def __init__(self, features: Tensor) -> None:
         super().__init__(features)
-        scaled = super().__call__(features)
+        self.basis: Tensor | None = None
         if len(features) < features.shape[1]:
-            self.basis = torch.linalg.svd(scaled, full_matrices=False).Vh.T
-        else:
-            rounded = scaled.float()
-            self.basis = torch.linalg.eigh((rounded.T @ rounded).double()).eigenvectors
+            self.basis = torch.linalg.qr(super().__call__(features).double().T).Q
 
     def __call__(self, features: Tensor) -> Tensor:
         """(N, D) → (N, D') float32, D' at most the number of training samples"""
-        return super().__call__(features).float() @ self.basis.float()
+        scaled = super().__call__(features)
+        return scaled if self.basis is None else scaled @ self.basis.float()
 
     def unscaled(self, solution: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (D, K) and intercepts (K,) that do to features as they are what ``solution`` does to scaled
         ones."""
-        weight = (self.basis @ solution[:-1]) / self.std[:, None]
+        weight = solution[:-1] if self.basis is None else self.basis @ solution[:-1]
+        weight = weight / self.std[:, None]
         return weight, solution[-1] - self.mean @ weight

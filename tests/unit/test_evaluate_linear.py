@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.evaluate.linear import fit_logistic, predict_logits
+from pipeline.evaluate.logistic import fit_logistic, predict_logits
 from pipeline.evaluate.losses import class_weights
-from pipeline.evaluate.standardise import PrincipalAxes
+from pipeline.evaluate.standardise import SampleSpan
 
 
 def blobs(n: int, d: int, k: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +22,7 @@ def test_solution_is_scikit_learns(balanced: bool) -> None:
     features, targets = blobs(120, 8)
     features, targets = features[:100], targets[:100].clone()
     targets[:30] = 0
-    standardise = PrincipalAxes(features)
+    standardise = SampleSpan(features)
     x = standardise(features).double()
     decay = 0.03
     weights = class_weights(targets, 3) if balanced else None
@@ -36,7 +36,7 @@ def test_solution_is_scikit_learns(balanced: bool) -> None:
 
 def test_start_does_not_change_the_solution() -> None:
     features, targets = blobs(60, 5)
-    x = PrincipalAxes(features)(features).double()
+    x = SampleSpan(features)(features).double()
     far = fit_logistic(x, targets, num_classes=3, weight_decay=1.0)
     cold = fit_logistic(x, targets, num_classes=3, weight_decay=0.01)
     warm = fit_logistic(x, targets, num_classes=3, weight_decay=0.01, start=far)
@@ -46,26 +46,26 @@ def test_start_does_not_change_the_solution() -> None:
 
 
 @pytest.mark.parametrize("samples", [12, 60])
-def test_rotation_keeps_the_solution(samples: int) -> None:
+def test_coordinates_of_the_own_span_keep_the_solution(samples: int) -> None:
     features, targets = blobs(samples, 40)
     more, _ = blobs(30, 40, seed=1)
-    rotate = PrincipalAxes(features)
-    assert rotate(features).shape == (samples, min(samples, 40))
+    span = SampleSpan(features)
+    assert span(features).shape == (samples, min(samples, 40))
 
     def plain(x: torch.Tensor) -> torch.Tensor:
-        return (x.double() - rotate.mean) / rotate.std
+        return (x.double() - span.mean) / span.std
 
-    found = fit_logistic(rotate(features), targets, num_classes=3, weight_decay=0.1)
+    found = fit_logistic(span(features), targets, num_classes=3, weight_decay=0.1)
     full = fit_logistic(plain(features), targets, num_classes=3, weight_decay=0.1)
     torch.testing.assert_close(
-        predict_logits(rotate(more), found), predict_logits(plain(more), full), atol=1e-4, rtol=1e-4
+        predict_logits(span(more), found), predict_logits(plain(more), full), atol=1e-4, rtol=1e-4
     )
 
 
 def test_constant_feature_stays_finite() -> None:
     features, _ = blobs(10, 4)
     features[:, 2] = 7.5
-    scaled = PrincipalAxes(features)(features)
+    scaled = SampleSpan(features)(features)
     assert torch.isfinite(scaled).all()
     total = scaled.square().mean(dim=0).sum()
     assert torch.allclose(total, torch.full_like(total, 3)), "three features of variance 1, however rotated"
@@ -75,7 +75,7 @@ def test_multilabel_is_one_regression_a_class() -> None:
     features, labels = blobs(90, 6)
     targets = torch.nn.functional.one_hot(labels, 3).float()
     targets[:, 1] = (features[:, 0] > 0).float()
-    x = PrincipalAxes(features)(features).double()
+    x = SampleSpan(features)(features).double()
     found = fit_logistic(x, targets, num_classes=3, weight_decay=0.05)
     for k in range(3):
         # the mean is over samples and classes, so one class alone has a third of the loss

@@ -18,12 +18,12 @@ from torchmetrics.classification import (
 )
 
 from pipeline.data.images import extent, square_mask
-from pipeline.evaluate.linear import fit_logistic, predict_logits
+from pipeline.evaluate.logistic import fit_logistic, predict_logits
 from pipeline.evaluate.losses import balancing, class_weights, make_loss
 from pipeline.evaluate.seg_linear import interpolated, share_out
 from pipeline.evaluate.segmentation import at_stored_size, confusions
 from pipeline.evaluate.segmentation_metrics import confusion, evaluate
-from pipeline.evaluate.standardise import PrincipalAxes
+from pipeline.evaluate.standardise import SampleSpan
 from pipeline.nets.backbone import create_backbone
 from pipeline.nets.semantic_fpn import SemanticFPN
 from pipeline.specs import Backbone
@@ -175,7 +175,7 @@ def test_interpolated_features_give_the_interpolated_logits() -> None:
     maps, targets = torch.randn(6, 5, 7, generator=generator), torch.arange(300) % 3
     pixels = np.random.default_rng(0).choice(20 * 20, 300, replace=False)
     features = interpolated(maps, pixels, 20)
-    scaled = PrincipalAxes(features)
+    scaled = SampleSpan(features)
     solution = fit_logistic(scaled(features), targets, num_classes=3, weight_decay=0.1)
     weight, bias = scaled.unscaled(solution)
     logits = torch.einsum("chw,ck->khw", maps.double(), weight) + bias[:, None, None]
