@@ -33,6 +33,7 @@ PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, Tif
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # theirs: all that Pillow may try
 JPEG_QUALITY = 95
 THUMBNAIL = 16  # side of the grey thumbnail that near-duplicates are compared by, in pixels
+STRIP = 192 << 10  # bytes of pixels hashed at once: they stay in a core's cache
 GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
@@ -155,9 +156,8 @@ def _load_image(data: bytes) -> Picture:
     orientation = _orientation(image)
     if moving or image.mode == "CMYK" or orientation != 1:
         kept = ""
-    image.load()
     turned = orientation if orientation in range(2, 9) else 1
-    return Picture(_plain(ImageOps.exif_transpose(image)), kept, lossy, turned)
+    return Picture(_upright(image), kept, lossy, turned)
 
 
 def _is_lossy_webp(data: bytes) -> bool:
@@ -172,6 +172,12 @@ def _is_lossy_webp(data: bytes) -> bool:
             return kind == b"VP8 "
         position += 8 + (16 if kind == b"ANMF" else size + size % 2)  # a frame's chunks follow its 16 bytes
     return False
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image in mode RGB, L or I;16; not copied where they are so in the file."""
+    image.load()
+    return _plain(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -253,21 +259,15 @@ def inspect(data: bytes, *, resize: int | None) -> Inspection:
     image = picture.image
     width, height = _fitted(image.size, resize)
     original = bool(picture.kept) and (width, height) == image.size
-    peak = 0
-    if image.mode == "I;16":
-        values = np.asarray(image)
-        peak = int(values.max())
-        hashed, grey = b"16" + values.astype("<u2").tobytes(), _to_grey8(image, peak)
-    else:
-        hashed, grey = image.convert("RGB").tobytes(), image.convert("L")
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + hashed).hexdigest()
+    peak = int(np.asarray(image).max()) if image.mode == "I;16" else 0
+    grey = _to_grey8(image, peak) if image.mode == "I;16" else _as_mode(image, "L")
     return Inspection(
         sha256=hashlib.sha256(data).hexdigest(),
         format=picture.kept if original else "jpg" if picture.lossy else "png",
         original=original,
         width=width,
         height=height,
-        pixel_hash=digest[:32],
+        pixel_hash=_pixel_hash(image),
         perceptual_hash=_difference_hash(grey),
         thumbnail=grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
         peak16=peak,
@@ -328,11 +328,13 @@ def decode_small(data: bytes, *, at_least: int, grey16_max: int = 65535) -> Deco
 
 def _as_rgb(image: Image.Image, grey16_max: int) -> Image.Image:
     """The pixels of an opened image."""
-    image.load()
-    if image.mode == "RGB" and _orientation(image) == 1:
-        return image
-    image = _plain(ImageOps.exif_transpose(image))
-    return (_to_grey8(image, grey16_max) if image.mode == "I;16" else image).convert("RGB")
+    image = _upright(image)
+    return _as_mode(_to_grey8(image, grey16_max) if image.mode == "I;16" else image, "RGB")
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode; itself, not Pillow's copy, where it is in that mode."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -351,6 +353,21 @@ def _fitted(size: tuple[int, int], resize: int | None) -> tuple[int, int]:
     if resize is None or short <= resize:
         return size
     return max(1, round(size[0] * resize / short)), max(1, round(size[1] * resize / short))
+
+
+def _pixel_hash(image: Image.Image) -> str:
+    """Of an image in mode RGB, L or I;16: grey is hashed as the colour it shows.
+
+    Strip by strip: with the whole image once more in bytes, the C library gives memory back to the system
+    after every image, and the next one is the slower for it by up to two thirds.
+    """
+    wide = image.mode == "I;16"
+    digest = hashlib.sha256(f"{image.width}x{image.height}:{'16' if wide else ''}".encode())
+    rows = max(1, STRIP // (3 * image.width))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        digest.update(np.asarray(strip, "<u2").tobytes() if wide else _as_mode(strip, "RGB").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _difference_hash(grey: Image.Image) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -57,6 +59,32 @@ def test_equal_pixels_have_equal_hashes_in_any_lossless_format():
     }
     other = codec.inspect(saved(Image.fromarray(picture()[::-1]), "PNG"), resize=None).pixel_hash
     assert len(hashes) == 1 and other not in hashes
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+@pytest.mark.parametrize("strip", [1, 150, codec.STRIP])
+def test_hashes_are_those_of_the_whole_image(mode, strip, monkeypatch):
+    monkeypatch.setattr(codec, "STRIP", strip)
+    grey = picture()[..., 0].astype("<u2")
+    image = Image.fromarray(picture()).convert(mode) if mode != "I;16" else Image.fromarray(grey * 200)
+    pixels = image.convert("RGB").tobytes() if mode != "I;16" else b"16" + (grey * 200).tobytes()
+    seen = codec.inspect(saved(image, "PNG"), resize=None)
+    assert seen.pixel_hash == hashlib.sha256(b"20x12:" + pixels).hexdigest()[:32]
+    if mode != "I;16":
+        small = image.convert("L").resize((9, 8), Image.Resampling.BOX)
+        bits = [small.getpixel((x + 1, y)) > small.getpixel((x, y)) for y in range(8) for x in range(8)]
+        assert seen.perceptual_hash == int("".join(str(int(bit)) for bit in bits), 2)
+        assert seen.thumbnail == image.convert("L").resize((16, 16), Image.Resampling.BOX).tobytes()
+
+
+def test_inspecting_takes_no_second_copy_of_the_pixels():
+    data = saved(photograph(1024, 768, seed=0), "JPEG")
+    codec.inspect(data, resize=None)
+    tracemalloc.start()
+    codec.inspect(data, resize=None)
+    peak = tracemalloc.get_traced_memory()[1]  # of Python's own: Pillow's image is not in it
+    tracemalloc.stop()
+    assert peak < 1024 * 768 * 3 / 2
 
 
 def test_sixteen_bit_grey_stays_sixteen_bit_and_is_scaled_when_decoded():
