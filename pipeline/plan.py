@@ -29,9 +29,9 @@ from pipeline.specs import (
 
 FORMATS = {
     "shard": 1,
-    "search": 4,
-    "pretrain": 3,
-    "finetune": 3,
+    "search": 5,
+    "pretrain": 4,
+    "finetune": 4,
     "aggregate": 3,
 }  # raise one when a stage's results change
 

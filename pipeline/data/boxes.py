@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.data import geometry
-from pipeline.data.images import Fit, extent
+from pipeline.data.squares import Fit, extent
 
 VISIBLE = 0.25  # least share of a box's area
 CHUNK = 32  # masks sampled at a time

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.data.disk_cache import DiskCache
-from shards import IGNORE, Decoded
+from pipeline.data.squares import PIXELS, Fit, square, square_mask
+from shards import Decoded
 
 if TYPE_CHECKING:
     from shards import Index
 
-Fit = Literal["squash", "crop", "pad"]
 Positions = torch.Tensor | np.ndarray | Sequence[int]
 Loader = Callable[[], Decoded]
 Job = tuple[torch.Tensor, list[Future]]
@@ -33,79 +33,6 @@ GPU_SHARE = 0.25  # of the free GPU memory that a cache may take
 RAM_SHARE = 0.4  # of the free memory of the node, over all of its ranks
 AHEAD = 3  # batches decoded before they are asked for
 CHUNK = 16  # images a thread decodes at a time
-PIXELS = 1  # raise it where the same image comes out with other pixels: what is kept on disk is made anew
-
-
-def square(
-    image: Image.Image, size: int, fit: Fit, *, width: float | None = None, height: float | None = None
-) -> np.ndarray:
-    """Resize an image to a square, antialiased (Pillow's bicubic).
-
-    Args:
-        image: mode RGB.
-        size: side in pixels.
-        fit: ``squash`` ignores the shape, ``crop`` keeps the centre, ``pad`` adds black.
-        width, height: how much of the image to take, from its upper left corner, in its pixels; default: all.
-
-    Returns:
-        (3, size, size) uint8.
-    """
-    wide, high = width or image.width, height or image.height
-    left = top = 0.0
-    room = (size, size)
-    if fit == "crop":
-        side = min(wide, high)
-        left, top = (wide - side) / 2, (high - side) / 2
-        wide = high = side
-    elif fit == "pad":
-        room = _room(wide, high, size)
-    box = (left, top, left + wide, top + high)
-    if room != image.size or box != (0, 0, *image.size):
-        image = image.resize(room, Image.Resampling.BICUBIC, box=box)
-    if room != (size, size):
-        image = ImageOps.pad(image, (size, size), color=(0, 0, 0))
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def square_mask(mask: np.ndarray, size: int, fit: Fit) -> np.ndarray:
-    """Resize a mask as :func:`square` resizes its image, by nearest neighbours; ``pad`` adds IGNORE.
-
-    Args:
-        mask: (H, W) uint8 class numbers.
-
-    Returns:
-        (size, size) uint8.
-    """
-    image = Image.fromarray(mask)
-    if fit == "squash":
-        image = image.resize((size, size), Image.Resampling.NEAREST)
-    elif fit == "crop":
-        image = ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)
-    else:
-        image = image.resize(_room(*image.size, size), Image.Resampling.NEAREST)
-        image = ImageOps.pad(image, (size, size), Image.Resampling.NEAREST, color=IGNORE)
-    return np.asarray(image)
-
-
-def _room(width: float, height: float, size: int) -> tuple[int, int]:
-    """The pixels that an image takes in a square that it is padded to."""
-    longest = max(width, height)
-    return max(1, round(width / longest * size)), max(1, round(height / longest * size))
-
-
-def extent(width: int, height: int, size: int, fit: Fit) -> tuple[float, float, float, float]:
-    """Where the whole of an image lies in its square: left, top, right, bottom as shares of the side.
-
-    The square is from 0 to 1. What ``crop`` cuts off lies outside, what ``pad`` adds beyond the image.
-    """
-    if fit == "squash":
-        return 0.0, 0.0, 1.0, 1.0
-    if fit == "crop":
-        wide, high = width / min(width, height), height / min(width, height)
-        return (1 - wide) / 2, (1 - high) / 2, (1 + wide) / 2, (1 + high) / 2
-    wide, high = _room(width, height, size)
-    left, top = round((size - wide) / 2), round((size - high) / 2)
-    return left / size, top / size, (left + wide) / size, (top + high) / size
 
 
 class ImageSet:

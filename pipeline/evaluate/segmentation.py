@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.images import Fit, ImageSet, extent
+from pipeline.data.images import ImageSet
+from pipeline.data.squares import Fit, extent
 from pipeline.evaluate.problem import Prediction, Problem, Split
 from pipeline.evaluate.segmentation_metrics import confusion, evaluate
 from pipeline.evaluate.select import picked

@@ -10,8 +10,8 @@ from PIL import Image
 from pipeline.data.augment import Augment
 from pipeline.data.boxes import Placement, clip, masks_through, through
 from pipeline.data.draws import sample_keys
-from pipeline.data.images import square
 from pipeline.data.recipes import RECIPES, Block, Recipe
+from pipeline.data.squares import square
 
 SIZE = 96
 SHAPES = [(96, 96), (200, 120), (90, 150), (301, 77)]

@@ -10,8 +10,9 @@ from PIL import Image
 from pipeline.data import augment as augmentation
 from pipeline.data.augment import Augment
 from pipeline.data.draws import sample_keys
-from pipeline.data.images import ImageSet, extent, square, square_mask
+from pipeline.data.images import ImageSet
 from pipeline.data.recipes import RECIPES, Recipe
+from pipeline.data.squares import extent, square, square_mask
 from shards import IGNORE
 
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
-from pipeline.data.images import extent, square_mask
+from pipeline.data.squares import extent, square_mask
 from pipeline.evaluate.logistic import fit_logistic, predict_logits
 from pipeline.evaluate.losses import balancing, class_weights, make_loss
 from pipeline.evaluate.seg_linear import interpolated, share_out
