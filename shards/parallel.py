@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from shards.errors import InputError
 
-CHUNK = 64  # images a call of a worker
+CHUNK = 16  # images a call of a worker: at the end, one may wait for another's last call
 EACH = 100  # samples a process must have to be worth its start
 Result = TypeVar("Result")
 
