@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.errors import InputError
 from shards.segments import MOST_POINTS, Polygons, Runs, Segment, drawn, scaled
@@ -181,33 +180,6 @@ class Boxes:
         return masks
 
 
-Corner = Annotated[float, Field(ge=0, le=FARTHEST)]
-Number = Annotated[int, Field(ge=0, lt=2**31)]
-Area = Annotated[float, Field(ge=0, le=FARTHEST**2)]
-Box = Annotated[list[Corner], Field(min_length=4, max_length=4)]
-
-
-class _Stored(BaseModel):
-    """``KEY.boxes.json``."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)  # further keys may stand there
-
-    # One entry an object in each; of many errors, the first says enough.
-    boxes: list[Box] = Field(max_length=MOST_OBJECTS, fail_fast=True)
-    labels: list[Number] = Field(max_length=MOST_OBJECTS, fail_fast=True)
-    crowd: list[bool] = Field(max_length=MOST_OBJECTS, fail_fast=True)
-    area: list[Area] = Field(max_length=MOST_OBJECTS, fail_fast=True)
-    segments: list[Any] | None = Field(None, max_length=MOST_OBJECTS)
-
-    @model_validator(mode="after")
-    def _of_one_length(self) -> _Stored:
-        segments = self.boxes if self.segments is None else self.segments
-        lengths = {len(self.boxes), len(self.labels), len(self.crowd), len(self.area), len(segments)}
-        if len(lengths) > 1:
-            raise ValueError("boxes, labels, crowd, area and segments are not of one length")
-        return self
-
-
 def from_json(data: bytes, *, size: tuple[int, int], classes: int) -> Boxes:
     """The objects that a ``KEY.boxes.json`` holds.
 
@@ -219,14 +191,13 @@ def from_json(data: bytes, *, size: tuple[int, int], classes: int) -> Boxes:
     Raises:
         InputError: what :func:`to_json` does not write for such an image.
     """
+    from shards.schema import check_boxes  # pydantic, which a process that writes shards starts without
+
     try:
-        stored = _Stored.model_validate(json.loads(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "boxes"
-        raise InputError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
+        content = json.loads(data)
     except (ValueError, RecursionError):
         raise InputError("it is not valid JSON") from None
+    stored = check_boxes(content)
     boxes = np.array(stored.boxes, np.float32).reshape(-1, 4)
     if (boxes[:, :2] >= boxes[:, 2:]).any() or (boxes[:, 2:] > np.array(size, np.float32)).any():
         raise InputError(f"a box is not within the image of {size[0]} x {size[1]} pixels")

@@ -19,7 +19,6 @@ from shards import boxes, codec, masks
 from shards.boxes import Boxes
 from shards.errors import InputError, printable
 from shards.files import open_regular, read_regular
-from shards.schema import check_meta, check_samples
 from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Task
 
 if TYPE_CHECKING:
@@ -270,6 +269,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def check_index(meta: dict[str, Any], where: str) -> dict[str, Any]:
     """The content of ``index.json``, if it is of this format version and whole. Raises InputError."""
+    from shards.schema import check_meta  # pydantic, which a process that writes shards starts without
+
     version = meta.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
@@ -291,6 +292,8 @@ def read_samples(source: Path | BinaryIO, meta: dict[str, Any], where: str | Non
         InputError: with the line where it does not fit.
     """
     import pandas as pd
+
+    from shards.schema import check_samples
 
     where = where or str(source)
     columns = columns_of(meta["task"])

@@ -1,4 +1,4 @@
-"""What ``index.json`` and ``samples.csv`` must say before anything is read by them.
+"""What ``index.json``, ``samples.csv`` and ``KEY.boxes.json`` must say before anything is read by them.
 
 A dataset may come from anywhere: a name in it must not lead out of its folder or into a command line, and a
 number in it must not ask for more memory than its tars have bytes.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shards.boxes import FARTHEST, MOST_OBJECTS
 from shards.boxes import MOST_BYTES as MOST_BOX_BYTES
 from shards.errors import InputError
 from shards.files import MOST_BYTES
@@ -25,6 +26,10 @@ Split = Literal["train", "val", "test"]
 Table = Literal["samples.csv", "rejected.csv", "data_report.json"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
+Corner = Annotated[float, Field(ge=0, le=FARTHEST)]
+ClassNumber = Annotated[int, Field(ge=0, lt=2**31)]
+Area = Annotated[float, Field(ge=0, le=FARTHEST**2)]
+Box = Annotated[list[Corner], Field(min_length=4, max_length=4)]
 FORMATS = ("jpg", "png", "webp")
 
 
@@ -72,6 +77,35 @@ class _Meta(_Described):
         return self
 
 
+class BoxesContent(BaseModel):
+    """``KEY.boxes.json``."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)  # further keys may stand there
+
+    # One entry an object in each; of many errors, the first says enough.
+    boxes: list[Box] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    labels: list[ClassNumber] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    crowd: list[bool] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    area: list[Area] = Field(max_length=MOST_OBJECTS, fail_fast=True)
+    segments: list[Any] | None = Field(None, max_length=MOST_OBJECTS)
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> BoxesContent:
+        segments = self.boxes if self.segments is None else self.segments
+        lengths = {len(self.boxes), len(self.labels), len(self.crowd), len(self.area), len(segments)}
+        if len(lengths) > 1:
+            raise ValueError("boxes, labels, crowd, area and segments are not of one length")
+        return self
+
+
+def check_boxes(content: Any) -> BoxesContent:
+    """The content of a ``KEY.boxes.json``, checked. Raises InputError with the key."""
+    try:
+        return BoxesContent.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_first(error, "boxes")) from None
+
+
 def check_meta(meta: Any, where: str) -> None:
     """Refuse an ``index.json`` that lacks something or holds what no dataset has.
 
@@ -85,10 +119,14 @@ def check_meta(meta: Any, where: str) -> None:
     try:
         _Meta.model_validate(meta)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "index"
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {key}: {message}") from None
+        raise InputError(f"{where}: {_first(error, 'index')}") from None
+
+
+def _first(error: ValidationError, whole: str) -> str:
+    """The first of a model's errors with its key; ``whole`` where it is of no key."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or whole
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def check_samples(samples: pd.DataFrame, meta: Mapping[str, Any], where: str) -> None:
