@@ -1,8 +1,8 @@
 """Images as square uint8 tensors: decoded once and kept where they fit, or decoded ahead of their use.
 
-Small sets are decoded once, in threads (Pillow releases the interpreter's lock), and kept on the GPU or in
-memory, so that no step waits for a JPEG. Larger ones are decoded on demand, the coming batches while the
-present one is used, or kept on disk (:mod:`pipeline.data.disk_cache`).
+Small sets are decoded once, in threads (Pillow and torch release the interpreter's lock), and kept on the
+GPU or in memory, so that no step waits for a JPEG. Larger ones are decoded on demand, the coming batches
+while the present one is used, or kept on disk (:mod:`pipeline.data.disk_cache`).
 """
 
 from __future__ import annotations

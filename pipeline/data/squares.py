@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from shards import IGNORE
+from shards.codec import strips
 
 Fit = Literal["squash", "crop", "pad"]
 PIXELS = 1  # raise it where the same image comes out with other pixels: what is kept on disk is made anew
@@ -52,7 +53,10 @@ def _resized(image: Image.Image, room: tuple[int, int], wide: float, high: float
     the CPU's instructions, and Pillow's values but for rounding: between the passes over rows and over
     columns too, which Pillow makes in the other order in some images.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in strips(image):
+        array[top : top + strip.height] = np.asarray(strip)
+    pixels = torch.from_numpy(array).permute(2, 0, 1)[None]
     scales = room[1] / high, room[0] / wide  # interpolate() would take a size or scales, not both
     resized = torch.ops.aten._upsample_bicubic2d_aa(pixels, [room[1], room[0]], False, *scales)
     return resized[0].numpy()
