@@ -33,7 +33,7 @@ PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, Tif
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # theirs: all that Pillow may try
 JPEG_QUALITY = 95
 THUMBNAIL = 16  # side of the grey thumbnail that near-duplicates are compared by, in pixels
-STRIP = 192 << 10  # bytes of pixels made at once: they stay in a core's cache
+STRIP = 192 << 10  # bytes of pixels hashed at once: they stay in a core's cache
 GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
@@ -355,13 +355,20 @@ def _fitted(size: tuple[int, int], resize: int | None) -> tuple[int, int]:
     return max(1, round(size[0] * resize / short)), max(1, round(size[1] * resize / short))
 
 
-def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+def strips(image: Image.Image, most: int) -> Iterator[tuple[int, Image.Image]]:
     """An image in pieces of its whole width, each with the row where it begins, to make bytes of.
 
-    Pillow makes bytes of a whole image in as much memory twice over, which the C library gives back to the
-    system after every image: the next one is slower for it, by up to two thirds.
+    Pillow makes bytes of a whole image in as much memory twice over, which the C library may give back to
+    the system after every image: the next one is slower for it, by up to two thirds.
+
+    Args:
+        image: mode RGB, L or I;16.
+        most: bytes that a piece makes in RGB, where that is a row or more.
     """
-    rows = max(1, STRIP // (3 * image.width))
+    rows = max(1, most // (3 * image.width))
+    if rows >= image.height:
+        yield 0, image
+        return
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
@@ -370,7 +377,7 @@ def _pixel_hash(image: Image.Image) -> str:
     """Of an image in mode RGB, L or I;16: grey is hashed as the colour it shows."""
     wide = image.mode == "I;16"
     digest = hashlib.sha256(f"{image.width}x{image.height}:{'16' if wide else ''}".encode())
-    for _, strip in strips(image):
+    for _, strip in strips(image, STRIP):
         digest.update(np.asarray(strip, "<u2").tobytes() if wide else _as_mode(strip, "RGB").tobytes())
     return digest.hexdigest()[:32]
 

@@ -13,6 +13,7 @@ from shards.codec import strips
 
 Fit = Literal["squash", "crop", "pad"]
 PIXELS = 1  # raise it where the same image comes out with other pixels: what is kept on disk is made anew
+PIECE = 1 << 20  # bytes of pixels that go from Pillow to torch at once
 
 
 def square(
@@ -54,7 +55,7 @@ def _resized(image: Image.Image, room: tuple[int, int], wide: float, high: float
     columns too, which Pillow makes in the other order in some images.
     """
     array = np.empty((image.height, image.width, 3), np.uint8)
-    for top, strip in strips(image):
+    for top, strip in strips(image, PIECE):
         array[top : top + strip.height] = np.asarray(strip)
     pixels = torch.from_numpy(array).permute(2, 0, 1)[None]
     scales = room[1] / high, room[0] / wide  # interpolate() would take a size or scales, not both

@@ -89,6 +89,14 @@ def test_fits_are_pillows_but_for_rounding(size):
             assert off.max() <= 3 and off.mean() < 0.3, fit
 
 
+@pytest.mark.parametrize("piece", [1, 1000, 5000])
+def test_a_square_is_the_same_in_pieces(piece, monkeypatch):
+    image = picture(31, 47, seed=4)
+    whole = square(image, 20, "squash")
+    monkeypatch.setattr("pipeline.data.squares.PIECE", piece)
+    assert np.array_equal(square(image, 20, "squash"), whole)
+
+
 @pytest.mark.parametrize("part", [(512, 384), (511.5, 383.25)])
 def test_photographs_are_within_one_level_of_pillows(part):
     image = picture(512, 384, seed=1)
