@@ -4,13 +4,14 @@
 
 Every image once, in batches of 64, as uint8: torchvision's ImageFolder of the source files and a DataLoader,
 webdataset's pipeline and loader on our tars, and an ImageSet on the same tars, with as many workers each
-(processes there, threads here); then an ImageSet that has all in its cache. Starting the workers counts. The
-files are in the system's memory. FOLDER has a folder a class; without it, made-up photographs of two sizes.
+(processes there, threads here); then an ImageSet that has all in its cache, and one that keeps them on disk.
+Starting the workers counts. The files, that of the disk cache too, are in the system's memory. FOLDER has a folder a class; without it, made-up photographs of two sizes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ import shards
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
 from benchmarks.pictures import write_folder
+from pipeline.data.disk_cache import FOLDER_VARIABLE
 from pipeline.data.images import ImageSet
 from shards import FolderSource, ShardOptions
 
@@ -66,16 +68,18 @@ def measure(name: str, folder: Path, scratch: Path, *, size: int, workers: int, 
         drain(images.batches(orders), len(rows))
 
     kept = ImageSet(index, rows, image_size=size, cache="ram", workers=workers)
+    on_disk = ImageSet(index, rows, image_size=size, cache="disk", workers=workers)
     alternatives = {
         "torchvision": torchvision,
         "webdataset": webdataset,
         "cold": cold,
         "cache": lambda: drain(kept.batches(orders), len(rows)),
+        "disk": lambda: drain(on_disk.batches(orders), len(rows)),
     }
     seconds = in_turn(alternatives, rounds)
     speeds = {who: len(rows) / statistics.median(times) for who, times in seconds.items()}
     figures = [Figure(f"reading {name}: {who}", speed, "images/s") for who, speed in speeds.items()]
-    for mine, aim in (("cold", COLD), ("cache", CACHED)):
+    for mine, aim in (("cold", COLD), ("cache", CACHED), ("disk", None)):
         for peer in ("torchvision", "webdataset"):
             times = ratio(seconds[peer], seconds[mine])
             figures.append(Figure(f"reading {name}: {mine} over {peer}", times, "x", at_least=aim))
@@ -93,6 +97,7 @@ def main() -> None:
     torch.set_num_threads(1)
     figures = []
     with tempfile.TemporaryDirectory(prefix="reading-") as temporary:
+        os.environ[FOLDER_VARIABLE] = str(Path(temporary) / "squares")
         places = {}
         if given.images:
             places[f"{given.images.name} at {given.size} px"] = given.images

@@ -60,7 +60,7 @@ def launched(tmp_path_factory):
         (["plan"], PLANNED, LAUNCHING | CLUSTER | STAGE),
         (["plan", "--json"], PLANNED, LAUNCHING | CLUSTER | STAGE),
     ],
-    ids=" ".join,
+    ids=["help", "status", "plan", "plan as JSON"],
 )
 def test_a_command_imports_what_it_needs_and_no_more(launched, command, packages, not_ours):
     installed, ours = json.loads(run(RUN, *command, *launched).stderr.splitlines()[-1])
