@@ -26,13 +26,14 @@ if [[ $parts = *" tests "* ]]; then
     "$python" -m pytest -m gpu -q tests/gpu tests/integration 2>&1 | tee "$out/tests.txt"
 fi
 if [[ $parts = *" eager "* ]]; then
-    measure 60 steps cass
-    measure 60 roofline
-    measure 60 steps dino
-    measure 60 steps simclr
-    measure 60 scattering --device cuda
     measure 60 augment --device cuda
     measure 60 end_to_end --nets large --batch 64
+    measure 60 steps cass
+    measure 60 steps cass --size 384 --batch 32
+    measure 60 steps dino
+    measure 60 steps simclr
+    measure 60 roofline
+    measure 60 scattering --device cuda
     measure 60 selfpatch --batch 64
 fi
 if [[ $parts = *" compiled "* ]]; then

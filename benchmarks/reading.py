@@ -5,7 +5,8 @@
 Every image once, in batches of 64, as uint8: torchvision's ImageFolder of the source files and a DataLoader,
 webdataset's pipeline and loader on our tars, and an ImageSet on the same tars, with as many workers each
 (processes there, threads here); then an ImageSet that has all in its cache, and one that keeps them on disk.
-Starting the workers counts. The files, that of the disk cache too, are in the system's memory. FOLDER has a folder a class; without it, made-up photographs of two sizes.
+Starting the workers counts. The files, that of the disk cache too, are in the system's memory. FOLDER has a
+folder a class; without it, made-up photographs of two sizes.
 """
 
 from __future__ import annotations

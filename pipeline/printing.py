@@ -49,14 +49,6 @@ def say(text: str, *, style: str = "", stderr: bool = False, end: str = "\n") ->
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A small table without lines; cells as in :func:`print_long_table`."""
-    if _may_colour(sys.stdout):
-        console().print(_rich_table(header, rows))
-    else:
-        print_long_table(header, rows)
-
-
-def print_long_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table without lines. Rich, slow with ten thousand rows, lays it out only where some must fold.
 
     Args:
@@ -70,8 +62,8 @@ def print_long_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
         return
     styled = _styled if coloured else str
     lines = [
-        "".join(f" {styled(cell)}{' ' * (width - len(cell))} " for cell, width in zip(row, widths))
-        for row in (header, *rows)
+        "".join(f" {style(cell)}{' ' * (width - len(cell))} " for cell, width in zip(row, widths))
+        for row, style in ((header, str), *((row, styled) for row in rows))
     ]
     if coloured:
         console().print("\n".join([f"[bold]{lines[0]}[/]", *lines[1:]]))
@@ -93,5 +85,9 @@ def _styled(cell: str) -> str:
 
 
 def _may_colour(stream: TextIO) -> bool:
-    """Whether rich may colour what it prints there; only rich itself knows whether it will."""
-    return stream.isatty() or "FORCE_COLOR" in os.environ or "TTY_COMPATIBLE" in os.environ
+    """Whether rich may colour what it prints there; only rich itself knows whether it will.
+
+    While it draws live bars, it stands in the place of both streams and knows which is which.
+    """
+    asked = "FORCE_COLOR" in os.environ or "TTY_COMPATIBLE" in os.environ
+    return asked or stream.isatty() or hasattr(stream, "rich_proxied_file")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.manifest import Manifest, Task, read_error
-from pipeline.printing import console, print_long_table, print_table, say
+from pipeline.printing import console, print_table, say
 from pipeline.progress import WARNING_STAGES, warnings_of
 from pipeline.stages import STAGES
 from pipeline.states import ORDER, TaskState, counts
@@ -56,7 +56,7 @@ def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
         if asked not in resources:
             resources[asked] = _resources(task)
         rows.append((task.id, _few(task.needs), resources[asked], state))
-    print_long_table(("task", "needs", "resources", "state"), rows)
+    print_table(("task", "needs", "resources", "state"), rows)
     by_stage = ", ".join(f"{sum(task.stage == stage for task in manifest.tasks)} {stage}" for stage in STAGES)
     say(
         f"\n{len(manifest.tasks)} tasks ({by_stage}); {len(pending)} to run in {jobs} jobs"

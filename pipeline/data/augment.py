@@ -11,6 +11,7 @@ order (this differs only in what fills the corners that a rotation leaves empty)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,9 +62,8 @@ class Augment:
         drawn = self._draw(Draws(keys), images.shape[-1])
         if self._fused.takes(images):
             taps = self._taps(images.shape[-1])
-            fused = self._fused(images, drawn, taps=taps, expected=lambda: self._in_parts(images, drawn))
-            if fused is not None:
-                return fused, drawn.maps
+            if self._fused.works(images, drawn, taps=taps, expected=self._in_parts):
+                return self._fused(images, drawn, taps=taps), drawn.maps
         return self._in_parts(images, drawn), drawn.maps
 
     def pair(
@@ -113,11 +113,10 @@ class Augment:
         views = self._sample(images.float().div_(255), drawn.maps, drawn.scale)
         for jitter in drawn.jitters:
             views = colour.colour_jitter(views, *jitter)
-        radius = min(blur_radius(self.size), colour.blur_reach(drawn.sigma[drawn.blurred]))
         views = colour.apply_where(views, drawn.grey, colour.make_grey)
-        views = colour.apply_where(
-            views, drawn.blurred, lambda x, s: colour.gaussian_blur(x, s, radius=radius), drawn.sigma
-        )
+        reach = colour.blur_reach(drawn.sigma[drawn.blurred])
+        blur = partial(colour.gaussian_blur, radius=blur_radius(self.size), reach=reach)
+        views = colour.apply_where(views, drawn.blurred, blur, drawn.sigma)
         return colour.apply_where(views, drawn.solarised, colour.solarise)
 
     def _crop_and_flip(self, draws: Draws, source: int) -> tuple[np.ndarray, np.ndarray]:

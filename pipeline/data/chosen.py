@@ -1,4 +1,4 @@
-"""Some images of a batch: without a copy where they lie side by side, as one or two always do."""
+"""Some images of a batch: without a copy where they lie side by side, as in a batch of one or two."""
 
 from __future__ import annotations
 

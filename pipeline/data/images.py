@@ -130,9 +130,11 @@ class ImageSet:
         rows = self.rows[np.asarray(positions)]
         if self._on_disk is None:
             return self._submit(self._loaders(rows))
-        pixels, where = self._on_disk.pixels, torch.from_numpy(rows)
+        pixels = self._on_disk.pixels
         images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
-        return images, [self._pool.submit(torch.index_select, pixels, 0, where, out=images)]
+        parts = [slice(first, first + CHUNK) for first in range(0, len(rows), CHUNK)]
+        take = partial(np.take, pixels, axis=0, mode="clip")  # other modes go by way of a copy
+        return images, [self._pool.submit(take, rows[part], out=images[part].numpy()) for part in parts]
 
     def _loaders(self, rows: np.ndarray) -> list[Loader]:
         if self.masks:

@@ -26,7 +26,6 @@ PATIENCE = (
 COMPARED = (
     1e-4  # tolerance of the solutions that validation compares, scikit-learn's; the best one is solved on
 )
-NEARLY = 0.9  # of the tolerance, which leaves room for what float64 finds different
 
 
 def run(problem: Problem) -> Prediction:
@@ -79,6 +78,8 @@ def _remembered_fit(problem: Problem) -> Fit:
 def _fit(problem: Problem) -> Fit:
     settings, device = problem.settings, problem.device
     raw = features_of(problem, problem.train).to(device)
+    if not raw.isfinite().all():
+        raise ValueError("a feature is not a number: the pretraining has diverged")
     standardise = SampleSpan(raw)
     train, targets = standardise(raw), problem.train.targets.to(device)
     weights = class_weights(targets, problem.num_classes) if settings.class_weights == "balanced" else None
@@ -106,8 +107,7 @@ def pick_weight_decay(
 ) -> tuple[Tensor, float, list[dict[str, Any]]]:
     """Solve for one weight decay after another, take the one that validation likes best, and solve that on.
 
-    What is compared is solved up to a tolerance of :data:`COMPARED`. Products in float32 do for that, and
-    nearly always for the rest of the way: the last fit, with float64, seldom does more than look.
+    What is compared is solved up to a tolerance of :data:`COMPARED`, for which products in float32 do.
 
     Args:
         features: float32 (N, D).
@@ -148,8 +148,5 @@ def pick_weight_decay(
     assert best is not None  # a score is a number: validation sees to it
     compared, decay = best
     if tolerance < COMPARED:
-        nearly = fit(
-            weight_decay=decay, start=compared, tolerance=NEARLY * tolerance, precision=torch.float32
-        )
-        compared = fit(weight_decay=decay, start=nearly, tolerance=tolerance, precision=torch.float64)
+        compared = fit(weight_decay=decay, start=compared, tolerance=tolerance, precision=torch.float64)
     return compared, decay, log

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.evaluate.lbfgs import minimise
 from pipeline.evaluate.losses import Loss, make_loss
 
 ITERATIONS = 500
@@ -29,12 +28,12 @@ def fit_logistic(
 ) -> Tensor:
     """Minimise mean cross-entropy + weight_decay / 2 · |W|² with L-BFGS; the intercept is not penalised.
 
-    It runs in coordinates in which ¼·E[xxᵀ] + weight_decay, a bound of the curvature, is the identity.
+    It runs in coordinates in which ¼·E[xxᵀ] + weight_decay, which is about the curvature, is the identity.
 
     Args:
         features: (N, D), centred.
         targets: int64 (N,), or float (N, K) for multi-label (a binary cross-entropy a class).
-        weights: class weights of :func:`pipeline.evaluate.losses.class_weights`.
+        weights: class weights of :func:`pipeline.evaluate.losses.class_weights`, with a mean of about 1.
         start: (D + 1, K), where to begin; zeros by default.
         tolerance: where to end: the largest entry of the gradient, in those coordinates.
         moments: of :func:`second_moments` of the features; computed where not given.
@@ -49,18 +48,28 @@ def fit_logistic(
     # A class a row: products with a few columns are several times as slow (benchmarks/NOTES.md).
     begin = moments.new_zeros(num_classes, len(moments) + 1) if start is None else start.T
     loss_of = make_loss("cross_entropy", weights=None if weights is None else weights.to(moments))
+    if features.device.type != "cpu":
+        features = features.to(precision)  # once; on a CPU rows are, while they are in the cache
+    coordinates = rounded.coordinates(begin)
+    optimizer = torch.optim.LBFGS(
+        [coordinates],
+        max_iter=ITERATIONS,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-12,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
 
-    def value_and_gradient(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    def closure() -> Tensor:
         solution = rounded.solution(coordinates)
         loss, gradient = loss_and_gradient(solution, features, targets, loss_of=loss_of, precision=precision)
         penalised = solution[:, :-1]
         gradient[:, :-1] += weight_decay * penalised
-        return loss + weight_decay / 2 * penalised.square().sum(), rounded.gradient(gradient)
+        coordinates.grad = rounded.gradient(gradient)
+        return loss + weight_decay / 2 * penalised.square().sum()
 
-    found = minimise(
-        value_and_gradient, rounded.coordinates(begin), tolerance=tolerance, iterations=ITERATIONS
-    )
-    return rounded.solution(found).T
+    optimizer.step(closure)
+    return rounded.solution(coordinates).T
 
 
 def predict_logits(features: Tensor, solution: Tensor) -> Tensor:

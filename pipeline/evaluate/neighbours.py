@@ -1,7 +1,8 @@
 """The nearest of many unit vectors, by products in bf16 where a CPU has those in hardware.
 
 The product in bf16 is off by no more than a bound that is known. So it leaves few candidates, and their
-products in float32 decide: the neighbours are those that the product of all in float32 finds.
+products in float32 decide: the neighbours are those that the product of all in float32 finds, but for the
+choice among equals.
 """
 
 from __future__ import annotations

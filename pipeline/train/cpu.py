@@ -6,21 +6,21 @@ import ctypes
 
 import torch
 
-# of glibc's malloc.h
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
+# of glibc's malloc.h, and bytes
+_M_TRIM_THRESHOLD, MOST_KEPT = -1, 2**28
+_M_MMAP_THRESHOLD, LARGEST_KEPT = -3, 2**25  # the largest that glibc allows
 
 
 def set_up_cpu(threads: int) -> None:
     """Set the threads of torch's operations, and avoid what makes them slow.
 
-    Collapsing nets make denormals, and these make a CPU crawl. Memory that is freed is kept for the next
-    tensor, as far as the C library is glibc: it would give a large tensor's pages back to the system, which
-    clears each page anew, and a step of small nets makes and frees 90 MB of them (benchmarks/NOTES.md).
+    Collapsing nets make denormals, and these make a CPU crawl. Up to 256 MB that tensors leave, of at most
+    32 MB each, are kept for the next ones, where the C library is glibc: it would give them back to the
+    system, which clears each page anew, and a step of small nets makes and frees 90 MB (benchmarks/NOTES.md).
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, MOST_KEPT)

@@ -78,5 +78,5 @@ def all_views() -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    Fused.takes = lambda self, images: True
+    Fused.takes = lambda self, images: len(images) > 0
     torch.save(all_views(), sys.argv[1])

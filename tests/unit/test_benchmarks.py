@@ -95,7 +95,7 @@ def test_startup(tmp_path):
 def test_reading(tmp_path):
     folder = write_folder(tmp_path / "images", 24, width=96, height=64)
     figures = reading.measure("x", folder, tmp_path / "shards", size=32, workers=1, rounds=1)
-    assert [figure.value > 0 for figure in figures] == [True] * 8
+    assert [figure.value > 0 for figure in figures] == [True] * 11
 
 
 def test_probes():

@@ -49,8 +49,10 @@ def decode_and_note(path, pause, rows):
     return squares(rows)
 
 
-def fill_in_a_process(path, rows, pause):
-    cached().fill(rows, lambda missing: decode_and_note(path, pause, missing))
+def fill_in_a_process(path, rows, pause, begin):
+    cache = cached()
+    begin.wait()
+    cache.fill(rows, lambda missing: decode_and_note(path, pause, missing))
 
 
 def test_a_row_is_decoded_once_and_found_by_later_ones():
@@ -63,15 +65,39 @@ def test_a_row_is_decoded_once_and_found_by_later_ones():
     assert asked == [0, 1, 2, 4, 5, 6, 8, 9]
 
 
+def test_rows_that_lie_far_apart_are_decoded_together():
+    asked = []
+    cached().fill(np.arange(0, ROWS, 5), lambda rows: (asked.append(len(rows)), squares(rows))[1])
+    assert asked == [ROWS // 5]
+
+
+def test_a_file_that_was_deleted_is_made_anew():
+    cached().fill(np.arange(9), squares)
+    cached().path.unlink()
+    cache = cached()
+    cache.fill(np.arange(9), squares)
+    assert np.array_equal(cache.pixels[:9], squares(np.arange(9)).numpy())
+
+
 def test_what_the_pixels_depend_on_names_the_file():
     assert cached(fit="pad").path != cached(fit="crop").path
     assert cached(fit="pad").path == cached(fit="pad").path
 
 
+@pytest.mark.parametrize("version", ["torch.__version__", "PIL.__version__", "pipeline.__version__"])
+def test_another_version_of_what_makes_pixels_has_a_file_of_its_own(version, monkeypatch):
+    now = cached().path
+    monkeypatch.setattr(version, "9.9")
+    assert cached().path != now
+
+
 def test_processes_share_the_rows_among_them(tmp_path):
     context = multiprocessing.get_context("fork")
+    begin = context.Barrier(2)
     notes = [tmp_path / f"{number}.txt" for number in range(2)]
-    started = [context.Process(target=fill_in_a_process, args=(path, np.arange(ROWS), 0.5)) for path in notes]
+    started = [
+        context.Process(target=fill_in_a_process, args=(path, np.arange(ROWS), 0.5, begin)) for path in notes
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -80,7 +106,7 @@ def test_processes_share_the_rows_among_them(tmp_path):
     decoded = [path.read_text().split() for path in notes]
     assert all(decoded), "each did a part"
     assert sorted(map(int, decoded[0] + decoded[1])) == list(range(ROWS)), "and none what the other did"
-    assert torch.equal(cached().pixels, squares(np.arange(ROWS)))
+    assert np.array_equal(cached().pixels, squares(np.arange(ROWS)).numpy())
 
 
 def test_a_process_that_dies_leaves_its_rows_to_the_next(tmp_path):
@@ -93,7 +119,7 @@ def test_a_process_that_dies_leaves_its_rows_to_the_next(tmp_path):
     assert process.exitcode == 3
     cache = cached()
     cache.fill(np.arange(9), squares)
-    assert torch.equal(cache.pixels[:9], squares(np.arange(9)))
+    assert np.array_equal(cache.pixels[:9], squares(np.arange(9)).numpy())
 
 
 def test_rows_are_on_disk_before_they_are_said_to_be_there(monkeypatch):
@@ -121,6 +147,16 @@ def test_a_full_disk_is_said_with_what_to_do(monkeypatch, folder):
         cache.fill(np.arange(5), squares)
 
 
+def test_a_folder_without_locks_is_said(monkeypatch):
+    def none(*given):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    cache = cached()
+    monkeypatch.setattr("fcntl.lockf", none)
+    with pytest.raises(UserError, match=r"No locks available. Set CASS_CACHE"):
+        cache.fill(np.arange(5), squares)
+
+
 def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CASS_CACHE", str(tmp_path / "file" / "cache"))
@@ -128,9 +164,14 @@ def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
         cached()
 
 
-def test_the_folder_for_temporary_files_is_ours_alone(monkeypatch, tmp_path):
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_folder_is_ours_alone(chosen, monkeypatch, tmp_path):
     monkeypatch.delenv("CASS_CACHE")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    tmp_path = tmp_path / ("chosen" if chosen else "tmp")
+    tmp_path.mkdir()
+    if chosen:
+        monkeypatch.setenv("CASS_CACHE", str(tmp_path))
     made = cache_folder()
     assert made.parent == tmp_path and made.stat().st_mode & 0o777 == 0o700
     made.rmdir()

@@ -91,46 +91,73 @@ def test_kernels_compile_for_a_gpu_without_contraction(recipe, capability, tmp_p
         assert made.asm["cubin"] and "fma." not in made.asm["ptx"]
 
 
-def test_a_machine_where_kernels_do_not_work_is_told_of_once_and_does_without(monkeypatch):
-    def fail(*given):
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """A recipe whose kernels, of which ``launch`` takes the place, are asked for on a CPU too."""
+
+    def make(launch):
+        monkeypatch.setattr(fused.Fused, "takes", lambda self, images: len(images) > 0)
+        monkeypatch.setattr(fused.Fused, "__call__", launch)
+        return Augment("cass", 16)
+
+    return make
+
+
+IMAGES, KEYS = fused_cases.smooth_images(20, 20), sample_keys(torch.arange(20), seed=0)
+
+
+def test_a_machine_where_kernels_do_not_work_is_told_of_once_and_does_without(on_a_gpu):
+    def fail(self, images, drawn, *, taps):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
 
-    images, keys = fused_cases.smooth_images(2, 20), sample_keys(torch.arange(2), seed=0)
-    expected = Augment("cass", 16)(images, keys)
-    augment = Augment("cass", 16)
-    monkeypatch.setattr(augment._fused, "_launch", fail)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    expected = Augment("cass", 16)(IMAGES, KEYS)
+    augment = on_a_gpu(fail)
     with pytest.warns(
         RuntimeWarning, match=r"slower: its kernels do not work here \(Failed to find C compiler\.\)"
     ):
-        first = augment(images, keys)
+        first = augment(IMAGES, KEYS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = augment(images, keys)
+        again = augment(IMAGES, KEYS)
     assert torch.equal(first, expected) and torch.equal(again, expected)
 
 
-def test_kernels_that_make_other_views_are_not_used(monkeypatch):
-    images, keys = fused_cases.smooth_images(2, 20), sample_keys(torch.arange(2), seed=0)
-    expected = Augment("cass", 16)(images, keys)
-    augment = Augment("cass", 16)
-    monkeypatch.setattr(augment._fused, "_launch", lambda *given: expected + 0.01)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+def by_single_operations(plus):
+    def launch(self, images, drawn, *, taps):
+        return Augment("cass", 16)._in_parts(images, drawn) + plus
+
+    return launch
+
+
+def test_kernels_that_make_other_views_are_not_used(on_a_gpu):
+    expected = Augment("cass", 16)(IMAGES, KEYS)
+    augment = on_a_gpu(by_single_operations(0.01))
     with pytest.warns(RuntimeWarning, match=r"do not work here \(they make other views\)"):
-        assert torch.equal(augment(images, keys), expected)
-    assert not augment._fused.takes(images)
+        assert torch.equal(augment(IMAGES, KEYS), expected)
 
 
-def test_what_fails_after_kernels_have_worked_is_an_error(monkeypatch):
-    images, keys = fused_cases.smooth_images(2, 20), sample_keys(torch.arange(2), seed=0)
-    expected = Augment("cass", 16)(images, keys)
-    augment = Augment("cass", 16)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
-    monkeypatch.setattr(augment._fused, "_launch", lambda *given: expected + 1e-6)
-    assert torch.equal(augment(images, keys), expected + 1e-6)
-    monkeypatch.setattr(augment._fused, "_launch", lambda *given: 1 / 0)
+def test_an_empty_batch_says_nothing_of_kernels(on_a_gpu):
+    augment = on_a_gpu(by_single_operations(0.01))
+    assert augment(IMAGES[:0], KEYS[:0]).shape == (0, 3, 16, 16)
+    with pytest.warns(RuntimeWarning, match="they make other views"):
+        augment(IMAGES, KEYS)
+
+
+def test_too_little_memory_is_no_fault_of_kernels(on_a_gpu):
+    def full(self, images, drawn, *, taps):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        on_a_gpu(full)(IMAGES, KEYS)
+
+
+def test_what_fails_after_kernels_have_worked_is_an_error(on_a_gpu, monkeypatch):
+    expected = Augment("cass", 16)(IMAGES, KEYS)
+    augment = on_a_gpu(by_single_operations(1e-6))
+    assert torch.equal(augment(IMAGES, KEYS), expected + 1e-6)
+    monkeypatch.setattr(fused.Fused, "__call__", lambda *given, **named: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        augment(images, keys)
+        augment(IMAGES, KEYS)
 
 
 def test_on_a_cpu_the_kernels_are_not_even_imported():

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluate import linear, logistic
-from pipeline.evaluate.lbfgs import minimise
 from pipeline.evaluate.logistic import (
     Rounded,
     fit_logistic,
@@ -17,6 +16,11 @@ from pipeline.evaluate.logistic import (
 )
 from pipeline.evaluate.losses import class_weights, make_loss
 from pipeline.evaluate.standardise import SampleSpan, Standardise
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def samples(count: int = 70, width: int = 6, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -116,40 +120,3 @@ def test_few_samples_lose_nothing_in_their_own_span() -> None:
     scaled, inside = Standardise(features)(features), SampleSpan(features)(features)
     assert inside.shape == (9, 9)
     torch.testing.assert_close(inside @ inside.T, scaled @ scaled.T, rtol=1e-4, atol=1e-4)
-
-
-def quadratic(curvatures: Tensor, calls: list[Tensor]):
-    def value_and_gradient(point: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(point)
-        return (curvatures * point.square()).sum() / 2, curvatures * point
-
-    return value_and_gradient
-
-
-def test_minimise_takes_the_whole_step_where_the_curvature_is_one() -> None:
-    calls: list[Tensor] = []
-    found = minimise(
-        quadratic(torch.ones(2, 3).double(), calls),
-        torch.full((2, 3), 5.0).double(),
-        tolerance=1e-9,
-        iterations=9,
-    )
-    assert found.abs().max() <= 1e-9 and len(calls) == 2
-
-
-def test_minimise_shortens_steps_where_the_curvature_is_larger() -> None:
-    curvatures = torch.logspace(-2, 3, 12).double()
-    found = minimise(quadratic(curvatures, []), torch.ones(12).double(), tolerance=1e-8, iterations=200)
-    assert (curvatures * found).abs().max() <= 1e-8
-
-
-def test_minimise_ends_where_rounding_leaves_no_way_down() -> None:
-    calls: list[Tensor] = []
-
-    def noisy(point: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(point)
-        sign = 1.0 if len(calls) % 2 else -1.0
-        return point.square().sum() / 2, point + sign * 1e-3
-
-    found = minimise(noisy, torch.ones(4).double(), tolerance=1e-9, iterations=50)
-    assert found.abs().max() < 0.01 and len(calls) <= 1 + 50 * 10

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
+from rich.file_proxy import FileProxy
 
 from pipeline import printing
 
@@ -31,33 +35,38 @@ TABLES = {
 }
 
 
-@pytest.fixture(params=[printing.print_table, printing.print_long_table])
-def print_one(request):
-    return request.param
-
-
-def both(capsys, monkeypatch, show) -> tuple[str, str]:
-    """What is printed now, and what rich prints."""
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
-    show()
-    now = capsys.readouterr().out
-    monkeypatch.setattr(printing, "_may_colour", lambda stream: True)
-    show()
-    return now, capsys.readouterr().out
+@pytest.fixture(autouse=True)
+def _nothing_of_colour_in_the_environment(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_text_is_the_same_with_and_without_rich(capsys, monkeypatch, text):
-    now, by_rich = both(capsys, monkeypatch, lambda: printing.say(text, style="red"))
-    assert now == by_rich
+    printing.say(text, style="red")
+    now = capsys.readouterr().out
+    monkeypatch.setattr(printing, "_may_colour", lambda stream: True)
+    printing.say(text, style="red")
+    assert now == capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
-def test_a_table_is_the_same_with_and_without_rich(capsys, monkeypatch, print_one, rows):
-    now, by_rich = both(capsys, monkeypatch, lambda: print_one(HEADER, rows))
-    assert now == by_rich
+@pytest.mark.parametrize("coloured", [True, False])
+def test_a_table_is_laid_out_as_rich_does_it(capsys, monkeypatch, coloured, rows):
+    monkeypatch.setattr(printing, "_may_colour", lambda stream: coloured)
+    printing.print_table(HEADER, rows)
+    now = capsys.readouterr().out
+    printing.console().print(printing._rich_table(HEADER, rows))
+    assert now == capsys.readouterr().out
     assert len(now.splitlines()) >= 1 + len(rows)
+
+
+def test_beside_live_bars_each_stream_gets_its_own(monkeypatch):
+    """Of which rich takes the place."""
+    bars, log = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", FileProxy(Console(file=bars), log))
+    printing.say("warning: few images", stderr=True)
+    assert (bars.getvalue(), log.getvalue()) == ("", "warning: few images\n")
 
 
 def test_colour_is_asked_for_where_the_environment_wants_it(capsys, monkeypatch):
