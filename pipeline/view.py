@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 def print_experiments(ready: Mapping[str, Path]) -> None:
     """Each ready experiment with the first line of its opening comment."""
-    from rich.table import Table
-
-    table = Table("name", "what it is", box=None, header_style="bold")
-    for name, path in sorted(ready.items()):
-        table.add_row(name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
-    console().print(table)
+    rows = [
+        (name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+        for name, path in sorted(ready.items())
+    ]
+    print_table(("name", "what it is"), rows)
     say("\nrun one:   python -m pipeline.launch all NAME\nread one:  python -m pipeline.launch show NAME")
 
 

@@ -131,10 +131,11 @@ class ImageSet:
         if self._on_disk is None:
             return self._submit(self._loaders(rows))
         pixels = self._on_disk.pixels
-        images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
-        parts = [slice(first, first + CHUNK) for first in range(0, len(rows), CHUNK)]
-        take = partial(np.take, pixels, axis=0, mode="clip")  # other modes go by way of a copy
-        return images, [self._pool.submit(take, rows[part], out=images[part].numpy()) for part in parts]
+
+        def read(room: np.ndarray, part: slice) -> None:
+            np.take(pixels, rows[part], axis=0, out=room, mode="clip")  # other modes go by way of a copy
+
+        return self._in_parts(len(rows), read)
 
     def _loaders(self, rows: np.ndarray) -> list[Loader]:
         if self.masks:
@@ -159,18 +160,25 @@ class ImageSet:
         return _finished(self._submit(self._loaders(rows)))
 
     def _submit(self, loaders: Sequence[Loader]) -> Job:
-        """Have the threads fill a (B, 3, S, S) tensor, with masks (B, 4, S, S)."""
-        images = torch.empty(
-            (len(loaders), self.channels, self.image_size, self.image_size), dtype=torch.uint8
-        )
-        view = images.numpy()
+        """Have the threads decode images."""
 
-        def fill(begin: int, end: int) -> None:
-            for place in range(begin, end):
-                view[place] = self._square(loaders[place]())
+        def decode(room: np.ndarray, part: slice) -> None:
+            for place, loader in zip(room, loaders[part], strict=True):
+                place[:] = self._square(loader())
 
-        starts = range(0, len(loaders), CHUNK)
-        return images, [self._pool.submit(fill, i, min(i + CHUNK, len(loaders))) for i in starts]
+        return self._in_parts(len(loaders), decode)
+
+    def _in_parts(self, count: int, fill: Callable[[np.ndarray, slice], None]) -> Job:
+        """Have the threads fill a (B, 3, S, S) tensor, with masks (B, 4, S, S), some images at a time.
+
+        Args:
+            count: B.
+            fill: writes into the room for some images; the slice says which.
+        """
+        images = torch.empty((count, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
+        room = images.numpy()
+        parts = [slice(first, first + CHUNK) for first in range(0, count, CHUNK)]
+        return images, [self._pool.submit(fill, room[part], part) for part in parts]
 
     def _to_device(self, images: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":
