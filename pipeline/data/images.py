@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.disk_cache import DiskCache
-from pipeline.data.squares import PIXELS, Fit, square, square_mask
+from pipeline.data.squares import BLACK, PIXELS, Fill, Fit, square, square_mask
 from shards import Decoded
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class ImageSet:
         rows: (N,) row numbers into ``index.samples``.
         image_size: side of the squares in pixels.
         fit: how other shapes become square.
+        fill: colour of the border that ``pad`` adds.
         cache: ``gpu`` (memory, where there is no GPU), ``ram``, ``none``; ``auto``: the first that fits;
             ``disk``: the node's, shared by its processes and kept for later ones.
         device: where batches are wanted.
@@ -58,6 +59,7 @@ class ImageSet:
         *,
         image_size: int,
         fit: Fit = "squash",
+        fill: Fill = BLACK,
         cache: Literal["auto", "gpu", "ram", "disk", "none"] = "auto",
         device: torch.device | str = "cpu",
         workers: int = 0,
@@ -68,6 +70,7 @@ class ImageSet:
         self.rows = np.asarray(rows, dtype=np.int64)
         self.image_size = image_size
         self.fit: Fit = fit
+        self.fill = fill
         self.masks = masks
         self.device = torch.device(device)
         self.cache = self._choose_cache(cache, ranks_on_node)
@@ -122,6 +125,8 @@ class ImageSet:
 
     def _open_on_disk(self) -> DiskCache:
         kind = {"shards": self.index.fingerprint, "fit": self.fit, "pixels": PIXELS}
+        if self.fit == "pad":
+            kind["fill"] = self.fill
         shape = (self.channels, self.image_size, self.image_size)
         return DiskCache(kind, rows=len(self.index), shape=shape)
 
@@ -151,9 +156,9 @@ class ImageSet:
         """(3, S, S), with masks (4, S, S)."""
         image, width, height = decoded
         if not self.masks:
-            return square(image, self.image_size, self.fit, width=width, height=height)
+            return square(image, self.image_size, self.fit, width=width, height=height, fill=self.fill)
         *colours, mask = image.split()
-        pixels = square(Image.merge("RGB", colours), self.image_size, self.fit)
+        pixels = square(Image.merge("RGB", colours), self.image_size, self.fit, fill=self.fill)
         return np.concatenate([pixels, square_mask(np.asarray(mask), self.image_size, self.fit)[None]])
 
     def _decode(self, rows: np.ndarray) -> torch.Tensor:

@@ -114,8 +114,9 @@ def judged(
     detector.eval()
     score = AveragePrecision(problem.num_classes, masks=objects.masks, **options)
     place = 0
-    for images in plain_batches(problem, split, image_size=objects.image_size, batch_size=EVAL_BATCH_SIZE):
-        for found in detector.detections(features(problem, detector, images)):
+    batches = plain_batches(problem, split, image_size=objects.image_size, batch_size=EVAL_BATCH_SIZE)
+    for images, count in batches:
+        for found in detector.detections(features(problem, detector, images))[:count]:
             score.add(objects.detected(place, found), objects.truth(place))
             place += 1
     return score

@@ -15,7 +15,6 @@ from pipeline.nets.backbone import Net
 from pipeline.nets.export import load_exported
 from pipeline.nets.pyramid import last_map
 
-BATCH_SIZE = 128
 KEPT = 8  # feature tables kept in memory
 KEPT_MAPS = 3  # sets of feature maps: train, validation and test
 _recent: OrderedDict[tuple, Tensor] = OrderedDict()
@@ -25,8 +24,8 @@ _recent_maps: OrderedDict[tuple, list[Tensor]] = OrderedDict()
 def features_of(problem: Problem, split: Split) -> Tensor:
     """Pass the split's images through the frozen backbone, or remember having done so.
 
-    Tables are remembered by exactly their rows, never sliced from larger ones: the last bits of a feature may
-    depend on the images it shared a batch with, and a task's result must not depend on what ran before it.
+    A feature has the same bits in whatever company (see ``plain_batches``), so a task's result does not
+    depend on what ran before it.
 
     Returns:
         float32 (N, num_features), on the CPU.
@@ -88,9 +87,10 @@ def _forward(problem: Problem, split: Split, read: Callable[[Net, Tensor], Tenso
     """What a frozen backbone gives for the split's images, float32 on the CPU, batch by batch."""
     net = load_exported(problem.backbone, num_classes=0, image_size=problem.settings.image_size)
     net = net.to(problem.device).to(memory_format=torch.channels_last).eval()
-    batches = plain_batches(problem, split, image_size=net.image_size, batch_size=BATCH_SIZE)
-    for number, images in enumerate(batches, 1):
+    done = 0
+    for images, count in plain_batches(problem, split, image_size=net.image_size):
         with problem.autocast():
             found = read(net, images)
-        yield found.float().cpu()
-        problem.tick(number * BATCH_SIZE, len(split), "features")
+        yield found[:count].float().cpu()
+        done += count
+        problem.tick(done, len(split), "features")

@@ -15,8 +15,6 @@ from pipeline.evaluate.training import train
 from pipeline.nets.backbone import Net
 from pipeline.nets.export import load_exported
 
-EVAL_BATCH_SIZE = 128
-
 
 def run(problem: Problem) -> Prediction:
     """The ``finetune`` protocol."""
@@ -69,8 +67,8 @@ def predict(problem: Problem, net: Net, split: Split) -> np.ndarray:
     """Probabilities float32 (N, K) of the split's images without augmentation."""
     net.eval()
     found = []
-    for images in plain_batches(problem, split, image_size=net.image_size, batch_size=EVAL_BATCH_SIZE):
+    for images, count in plain_batches(problem, split, image_size=net.image_size):
         with problem.autocast():
             logits = net.logits(images)
-        found.append(problem.probabilities(logits))
+        found.append(problem.probabilities(logits[:count]))
     return np.concatenate(found)

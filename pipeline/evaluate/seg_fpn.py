@@ -70,9 +70,10 @@ def predict(problem: Problem, model: SemanticFPN, split: Split, *, image_size: i
     model.eval()
 
     def logits() -> Iterator[Tensor]:
-        for images in plain_batches(problem, split, image_size=image_size, batch_size=EVAL_BATCH_SIZE):
+        batches = plain_batches(problem, split, image_size=image_size, batch_size=EVAL_BATCH_SIZE)
+        for images, count in batches:
             with problem.autocast():
                 found = model(images)
-            yield found
+            yield found[:count]
 
     return confusions(problem, split, logits(), image_size=image_size)

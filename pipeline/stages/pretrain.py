@@ -60,9 +60,10 @@ def run(work: Work) -> Outcome:
     with join(work.ranks, work.resources, on_lost=work.rank_lost) as world:
         index = Index.open(work.inputs["shard"][0].folder)
         spec = _decided(spec, work)
-        images = train_images(index, spec, world)
+        nets = make_nets(spec)
+        images = train_images(index, spec, world, nets)
         method = load_method(spec.method)(
-            make_nets(spec), spec.options, image_size=spec.train.image_size, seed=spec.seed
+            nets, spec.options, image_size=spec.train.image_size, seed=spec.seed
         )
         # Now, since a net that cannot be counted must not be found at the end of a long training.
         costs = {arch: cost(net) for arch, net in method.exported().items()}
@@ -70,8 +71,8 @@ def run(work: Work) -> Outcome:
         probe = _probe(index, images, spec, world)
         if steps == "none":
             method.to(world.device).eval()
-            nets = method.exported()
-            trained = Trained(nets, None, 0, 0, 0.0, probe(method, nets))
+            exported = method.exported()
+            trained = Trained(exported, None, 0, 0, 0.0, probe(method, exported))
         else:
             trained = train(method, images, work=work, spec=spec, world=world, steps=steps, probe=probe)
         peak = peak_memory(world)
@@ -111,7 +112,9 @@ def _probe(index: Index, images: ImageSet, spec: PretrainSpec, world: World) -> 
         probe.train = Labelled(images, np.searchsorted(images.rows, chosen), index.targets(chosen))
         asked = val[evenly(len(val), KNN_VAL_IMAGES)]
         probe.val = Labelled(
-            read_images(index, asked, spec, world), np.arange(len(asked)), index.targets(asked)
+            read_images(index, asked, spec, world, fill=images.fill),
+            np.arange(len(asked)),
+            index.targets(asked),
         )
     return probe
 
@@ -142,7 +145,12 @@ def _export(trained: Trained, folder: Path, spec: PretrainSpec) -> None:
         "seed": spec.seed,
     }
     for arch, net in trained.nets.items():
-        export(net, folder / arch, trained=said | {"initial_weights": spec.backbones[net.arch].weights})
+        export(
+            net,
+            folder / arch,
+            fit=spec.train.fit,
+            trained=said | {"initial_weights": spec.backbones[net.arch].weights},
+        )
 
 
 def _metrics(trained: Trained, *, learns: bool) -> dict[str, Any]:

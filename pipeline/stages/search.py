@@ -42,9 +42,10 @@ def run(work: Work) -> Outcome:
     spec = SearchSpec.model_validate(work.task.spec)
     with join(work.ranks, work.resources, on_lost=work.rank_lost) as world:
         index = Index.open(work.inputs["shard"][0].folder)
-        images = train_images(index, spec, world)
+        nets = make_nets(spec)
+        images = train_images(index, spec, world, nets)
         method = load_search(spec.method)(
-            make_nets(spec), spec.options, image_size=spec.train.image_size, seed=spec.seed
+            nets, spec.options, image_size=spec.train.image_size, seed=spec.seed
         )
         trained = train(method, images, work=work, spec=spec, world=world)
         ranking = []
@@ -83,5 +84,6 @@ def _held_out(index: Index, images: ImageSet, spec: SearchSpec, world: World) ->
     """Validation images without their labels, (B, 3, S, S) in [0, 1]; those of train where there are none."""
     rows = index.rows("val")
     if len(rows):
-        images = read_images(index, rows[evenly(len(rows), HEALTH_IMAGES)], spec, world)
+        chosen = rows[evenly(len(rows), HEALTH_IMAGES)]
+        images = read_images(index, chosen, spec, world, fill=images.fill)
     yield from plain(images, evenly(len(images), HEALTH_IMAGES))

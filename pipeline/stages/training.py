@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from pipeline.data.feed import Feed, IndexedFeed, StreamedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
+from pipeline.data.squares import Fill, border
 from pipeline.errors import UserError
 from pipeline.methods.base import Method
 from pipeline.methods.registry import method_info
@@ -45,8 +47,8 @@ def make_nets(spec: PretrainSpec) -> dict[str, Net]:
     return nets
 
 
-def train_images(index: Index, spec: PretrainSpec, world: World) -> ImageSet:
-    """All images of the train split.
+def train_images(index: Index, spec: PretrainSpec, world: World, nets: Mapping[str, Net]) -> ImageSet:
+    """All images of the train split. Borders that ``fit: pad`` adds have the first net's mean colour.
 
     Raises:
         UserError: there are none.
@@ -54,16 +56,17 @@ def train_images(index: Index, spec: PretrainSpec, world: World) -> ImageSet:
     rows = index.rows("train")
     if not len(rows):
         raise UserError(f"dataset {spec.dataset} has no train images to pretrain on")
-    return read_images(index, rows, spec, world)
+    return read_images(index, rows, spec, world, fill=border(next(iter(nets.values())).mean))
 
 
-def read_images(index: Index, rows: np.ndarray, spec: PretrainSpec, world: World) -> ImageSet:
+def read_images(index: Index, rows: np.ndarray, spec: PretrainSpec, world: World, *, fill: Fill) -> ImageSet:
     """The rows as the training reads them; streamed sets are not kept, only probed."""
     return ImageSet(
         index,
         rows,
         image_size=spec.train.image_size,
         fit=spec.train.fit,
+        fill=fill,
         cache="none" if spec.train.reading == "streamed" else spec.train.cache,
         device=world.device,
         workers=spec.train.workers,

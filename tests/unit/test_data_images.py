@@ -7,13 +7,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from timm.data import create_transform
 
 from benchmarks.pictures import picture
 from pipeline.data.feed import IndexedFeed, StreamedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
-from pipeline.data.squares import square, square_mask
+from pipeline.data.squares import border, square, square_mask
+from pipeline.nets.export import CROP_MODES
 from shards import FolderSource, Index, InputError, ShardOptions, write
 
 torch.set_num_threads(1)
@@ -75,18 +77,23 @@ def test_a_very_long_image_is_a_line_in_its_square(size):
     assert np.array_equal(mask == 1, padded[0] > 0)
 
 
-@pytest.mark.parametrize("size", [(31, 17), (17, 31), (20, 20), (12, 12), (12, 40)])
-def test_fits_are_pillows_but_for_rounding(size):
+@pytest.mark.parametrize("size", [(31, 17), (17, 31), (20, 20), (12, 12), (12, 40), (41, 27), (5, 50)])
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.485, 0.456, 0.406)])
+def test_fits_are_timms_evaluation_transforms_but_for_rounding(size, mean):
     image = picture(*size, seed=3)
     for side in (8, 12, 33):
-        expected = {
-            "squash": image.resize((side, side), Image.Resampling.BICUBIC),
-            "crop": ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC),
-            "pad": ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=(0, 0, 0)),
-        }
-        for fit, pixels in expected.items():
-            off = np.abs(square(image, side, fit).astype(int) - np.asarray(pixels).transpose(2, 0, 1))
-            assert off.max() <= 3 and off.mean() < 0.3, fit
+        for fit, crop_mode in CROP_MODES.items():
+            theirs = create_transform(
+                (3, side, side),
+                crop_pct=1.0,
+                crop_mode=crop_mode,
+                interpolation="bicubic",
+                mean=mean,
+                std=(1,) * 3,
+            )
+            expected = 255 * (theirs(image) + torch.tensor(mean)[:, None, None]).numpy()
+            off = np.abs(square(image, side, fit, fill=border(mean)).astype(int) - expected)
+            assert off.max() <= 2.01 and off.mean() < 0.35, (fit, side)
 
 
 @pytest.mark.parametrize("piece", [1, 1000, 5000])

@@ -2,14 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
+from pipeline.data.images import ImageSet
+from pipeline.data.squares import border
 from pipeline.errors import UserError
 from pipeline.nets.backbone import create_backbone
-from pipeline.nets.export import export, load_exported
+from pipeline.nets.export import Classifier, export, load_exported
 from pipeline.specs import Backbone
+from shards import FolderSource, write
 
 SMALL_VIT = Backbone(
     name="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
@@ -136,3 +141,48 @@ def test_a_folder_that_is_no_export_is_one_line(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors' not found"):
         load_exported(tmp_path, num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"), CASES[:4] + CASES[8:9], ids=lambda value: getattr(value, "name", value)
+)
+def test_a_classifier_is_exported_with_its_net_and_class_names(spec, size, tmp_path):
+    export(disturbed(spec, size), tmp_path / "bare", trained={})
+    net = load_exported(tmp_path / "bare", num_classes=3, seed=5).eval()
+    classifier = Classifier(["a", "b", "c"], multilabel=True, thresholds=[0.25, 0.5, 0.75])
+    export(net, tmp_path / "whole", trained={"method": "m"}, classifier=classifier)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        expected = net.logits(images)
+        assert torch.equal(
+            load_exported(tmp_path / "whole", num_classes=None, seed=9).eval().logits(images), expected
+        )
+        plain = timm.create_model(f"local-dir:{tmp_path / 'whole'}", pretrained=True).eval()
+        assert torch.equal(plain(net.normalise(images)), expected)
+    assert plain.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    training = json.loads((tmp_path / "whole" / "config.json").read_text())["training"]
+    assert training["thresholds"] == [0.25, 0.5, 0.75] and training["multilabel"] is True
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("shape", [(90, 61), (57, 120), (64, 64)])
+def test_timms_transform_of_an_export_prepares_a_file_as_training_did(fit, shape, tmp_path):
+    """From the original file: what timm gives is the tensor that the training saw, normalised."""
+    smooth = np.random.default_rng(1).integers(0, 256, (9, 6, 3), np.uint8)
+    for split in ("train", "val", "test"):
+        (tmp_path / "data" / split / "a").mkdir(parents=True)
+        image = Image.fromarray(smooth).resize(shape, Image.Resampling.BICUBIC)
+        image.putpixel((0, 0), (len(split), 0, 0))  # no two alike
+        image.save(tmp_path / "data" / split / "a" / "1.png")
+    index = write(FolderSource(tmp_path / "data"), tmp_path / "shards")
+    net = create_backbone(SMALL_VIT, 32, seed=0)
+    export(net, tmp_path / "net", trained={}, fit=fit)
+    seen = ImageSet(index, index.rows("test"), image_size=32, fit=fit, fill=border(net.mean)).batch([0])
+    expected = net.normalise(seen.float() / 255)[0]
+    model = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    with Image.open(tmp_path / "data" / "test" / "a" / "1.png") as file:
+        found = transform(file)
+    step = 1 / 255 / 0.5  # of a pixel's value, normalised
+    assert (found - expected).abs().max() <= 2.01 * step
+    assert (found - expected).abs().mean() < 0.35 * step
