@@ -21,7 +21,7 @@ from pipeline.lock import Lock, TakenOver, lock
 from pipeline.manifest import Manifest, Task
 from pipeline.preflight import preflight
 from pipeline.preview import planned
-from pipeline.specs import Resources
+from pipeline.stages import GPU_STAGES
 from pipeline.states import ALIVE, done_tasks, pending_tasks
 
 
@@ -229,7 +229,7 @@ class Campaign:
             slurm.LocalJob(
                 name=job.name,
                 call=TaskJob(self.path, job.tasks),
-                request=request_of(job.resources, gpu_there=bool(slurm.visible_gpus())),
+                request=request_of(job, gpu_there=bool(slurm.visible_gpus())),
                 after_ok=() if job.any_outcome else job.after,
                 after_any=job.after if job.any_outcome else (),
             )
@@ -245,7 +245,8 @@ class Campaign:
         """Submit what is pending; each array waits for those of its needs that have, or get, a live job."""
         assert profile is not None
         coming = active | {task.id for task in pending}
-        for array in arrays(pack(pending), active):
+        to_submit = [(array, self._request(array[0], profile)) for array in arrays(pack(pending), active)]
+        for array, request in to_submit:  # all of them can be asked for
             needed = [need for need in array[0].tasks[0].needs if need in coming]
             before = dict.fromkeys(self.manifest.jobs[need] for need in needed)
             if array[0].any_outcome:  # whole arrays: ten thousand ids do not fit on a command line
@@ -258,9 +259,7 @@ class Campaign:
             ids = slurm.submit_array(
                 [TaskJob(self.path, job.tasks) for job in array],
                 name=name,
-                request=profile.request(
-                    array[0].stage, request_of(array[0].resources, gpu_there=profile.has_gpus)
-                ),
+                request=request,
                 profile=profile,
                 folder=self.folder / "logs",
                 after_ok=() if array[0].any_outcome else list(before),
@@ -272,6 +271,15 @@ class Campaign:
                 slurm.cancel(ids)
                 raise
             self._remember(array, ids)
+
+    def _request(self, job: Job, profile: slurm.Profile) -> slurm.Request:
+        """What a job asks Slurm for.
+
+        Raises:
+            slurm.SlurmError: it cannot be had here.
+        """
+        gpu_there = job.stage in GPU_STAGES and profile.has_gpus(job.stage)
+        return profile.request(job.stage, request_of(job, gpu_there=gpu_there))
 
     def _remember(self, array: list[Job], ids: Sequence[str]) -> None:
         """Write down job ids at once: a launcher that dies now must not submit them again."""
@@ -296,9 +304,11 @@ class Campaign:
         return view.print_outcome(self.manifest, self.folder, asked, broken)
 
 
-def request_of(resources: Resources, *, gpu_there: bool) -> slurm.Request:
-    """What a job asks its cluster for: one GPU a rank where the task is to run on GPUs."""
-    cuda = resources.device == "cuda" or (resources.device == "auto" and gpu_there)
+def request_of(job: Job, *, gpu_there: bool) -> slurm.Request:
+    """What a job asks its cluster for: one GPU a rank where its stage computes on one and is to."""
+    resources = job.resources
+    wanted = resources.device == "cuda" or (resources.device == "auto" and gpu_there)
+    cuda = wanted and job.stage in GPU_STAGES
     return slurm.Request(
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,

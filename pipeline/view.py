@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.manifest import Manifest, Task, read_error
 from pipeline.printing import console, print_table, say
 from pipeline.progress import WARNING_STAGES, warnings_of
-from pipeline.stages import STAGES
+from pipeline.stages import GPU_STAGES, STAGES
 from pipeline.states import ORDER, TaskState, counts
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
     for task in manifest.tasks:
         done = task.id not in pending and manifest.receipt(task) is not None
         state = "done" if done else "to run" if task.id in pending else "not chosen"
-        asked = str(task.resources)
+        asked = f"{task.stage in GPU_STAGES} {task.resources}"
         if asked not in resources:
             resources[asked] = _resources(task)
         rows.append((task.id, _few(task.needs), resources[asked], state))
@@ -234,4 +234,5 @@ def _resources(task: Task) -> str:
     each = (
         f"{resources.ranks_per_node} rank{'s' * (resources.ranks_per_node > 1)}" if ranks > 1 else "1 process"
     )
-    return f"{where}{each}, {resources.cpus_per_rank} cpu, {resources.device}, {resources.minutes} min"
+    device = resources.device if task.stage in GPU_STAGES else "cpu"
+    return f"{where}{each}, {resources.cpus_per_rank} cpu, {device}, {resources.minutes} min"

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -171,6 +172,11 @@ class LocalScheduler:
                 raise SlurmError(
                     f"{job.name} asks for {job.request.gpus} GPUs; this machine has {len(self.gpus)}"
                 )
+            if job.request.gpus > 1 and any(gpu.startswith("MIG-") for gpu in self.gpus):
+                raise SlurmError(
+                    f"{job.name} asks for {job.request.gpus} GPUs, and this machine's are slices (MIG), which"
+                    " serve one rank each and cannot be joined: set ranks_per_node to 1"
+                )
         ended: set[str] = set()
         left = list(jobs)
         while left:
@@ -322,6 +328,14 @@ def visible_gpus() -> tuple[str, ...]:
         return tuple(gpu.strip() for gpu in said.split(",") if gpu.strip() and gpu.strip() != "-1")
     if shutil.which("nvidia-smi") is None:
         return ()
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return tuple(str(number) for number in range(len(gpus)))
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    gpus: list[tuple[str, list[str]]] = []  # each with its slices, if it is cut into some
+    for line in listed.splitlines():
+        uuid = re.search(r"\(UUID: ([^)]+)\)", line)
+        if line.startswith("GPU "):
+            gpus.append((uuid[1] if uuid else str(len(gpus)), []))
+        elif line.strip().startswith("MIG ") and uuid and gpus:
+            gpus[-1][1].append(uuid[1])
+    if not any(slices for _, slices in gpus):
+        return tuple(str(number) for number in range(len(gpus)))
+    return tuple(name for gpu, slices in gpus for name in slices or [gpu])

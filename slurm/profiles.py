@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from slurm.commands import ask
 from slurm.errors import SlurmError
+from slurm.gpus import gpu_options
 from slurm.resources import Request
 from slurm.secret_names import is_secret
 
@@ -25,7 +26,7 @@ MOST_DIGITS = 100  # Python refuses to print an integer of more than 4300 digits
 # fmt: off
 RESERVED = frozenset([
     "account", "array", "begin", "constraint", "cpus-per-task", "dependency", "error", "exclude", "gpus",
-    "gpus-per-node", "gpus-per-task", "input", "job-name", "kill-on-invalid-dep", "mem", "no-requeue",
+    "gpus-per-task", "input", "job-name", "kill-on-invalid-dep", "mem", "no-requeue",
     "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos", "requeue",
     "signal", "time", "wait", "wckey", "wrap",
 ])
@@ -72,10 +73,17 @@ def _command(text: str) -> str:
     return shlex.join(words)
 
 
+def _gpu_type(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", text):
+        raise ValueError("expected a GPU type as `sinfo -o %G` lists it, such as 'a100'")
+    return text
+
+
 Literally = Annotated[str, Field(min_length=1), AfterValidator(_option)]
 Program = Annotated[str, Field(min_length=1), AfterValidator(_program)]
 ShellLine = Annotated[str, AfterValidator(_printable)]
 Command = Annotated[str, AfterValidator(_command)]
+GpuType = Annotated[str, AfterValidator(_gpu_type)]
 
 
 class _Strict(BaseModel):
@@ -83,11 +91,15 @@ class _Strict(BaseModel):
 
 
 class StageProfile(_Strict):
-    """What one stage's jobs get instead of what the experiment or the profile says."""
+    """What one stage's jobs get instead of what the experiment or the profile says.
+
+    A ``null`` for partition, qos, constraint or gpu_type leaves out what the profile says.
+    """
 
     partition: Literally | None = None
     qos: Literally | None = None
     constraint: Literally | None = None
+    gpu_type: GpuType | None = None
     minutes: int | None = Field(default=None, ge=1)
     nodes: int | None = Field(default=None, ge=1)
     ranks_per_node: int | None = Field(default=None, ge=1)
@@ -106,8 +118,9 @@ class Stages(_Strict):
 class Profile(_Strict):
     """How jobs are submitted at one site. Everything is optional; ``slurm/example.yaml`` explains each key.
 
-    GPUs are not asked for here: a job gets one GPU a rank where its tasks run on GPUs, and tasks whose device
-    is ``auto`` do so where ``device`` says ``cuda`` (``auto``: where Slurm lists a GPU in the partition).
+    The number of GPUs is not asked for here: a job gets one GPU a rank where its tasks run on GPUs, and tasks
+    whose device is ``auto`` do so where ``device`` says ``cuda`` (``auto``: where Slurm lists a GPU in the
+    partition). Only the stages that compute on a GPU get one.
     """
 
     partition: Literally | None = None
@@ -116,6 +129,8 @@ class Profile(_Strict):
     constraint: Literally | None = None
     exclude: Literally | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpu_type: GpuType | None = None
+    gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     memory_gb: float | None = Field(default=None, gt=0)  # a node, where the experiment asks for none
     stages: Stages = Stages()
     setup: tuple[ShellLine, ...] = ()
@@ -161,17 +176,25 @@ class Profile(_Strict):
                     f"{name!r}: expected a long option of sbatch without its dashes, such as 'reservation'"
                 )
             # Slurm takes the beginning of an option's name for the option.
-            if any(reserved.startswith(name) for reserved in RESERVED):
+            if name != "gpus-per-node" and any(reserved.startswith(name) for reserved in RESERVED):
                 raise ValueError(f"'{name}' is set by the profile's other keys or by the submission itself")
         return given
 
-    @property
-    def has_gpus(self) -> bool:
-        """Whether tasks whose device is ``auto`` run on GPUs here; where unsaid, ``sinfo`` is asked."""
+    def has_gpus(self, stage: str) -> bool:
+        """Whether a stage's tasks whose device is ``auto`` run on GPUs; where unsaid, ``sinfo`` is asked.
+
+        Args:
+            stage: one that computes on a GPU where there is one.
+        """
         if self.device != "auto":
             return self.device == "cuda"
-        partitions = {self.partition, self.stages.pretrain.partition, self.stages.finetune.partition}
-        return _has_gpus(",".join(sorted(name for name in partitions if name)))
+        return _has_gpus(self._chosen(stage, "partition") or "")
+
+    def _chosen(self, stage: str, name: str) -> str | None:
+        """What the stage says of one of its keys that the profile has too, else what the profile says."""
+        own: StageProfile = getattr(self.stages, stage)
+        said: str | None = getattr(own if name in own.model_fields_set else self, name)
+        return said
 
     def request(self, stage: str, request: Request) -> Request:
         """A stage's request with what this profile says about that stage put over it.
@@ -179,20 +202,28 @@ class Profile(_Strict):
         Args:
             stage: shard, search, pretrain, finetune or aggregate.
             request: what the experiment asks for.
+
+        Raises:
+            SlurmError: GPUs that several ranks cannot share, or fewer of them than ranks.
         """
-        said = getattr(self.stages, stage).model_dump(exclude_none=True)
+        own: StageProfile = getattr(self.stages, stage)
+        said = own.model_dump(exclude_none=True)
+        for name in {"partition", "qos", "constraint", "gpu_type"} & own.model_fields_set - set(said):
+            said[name] = ""
         if request.memory_gb is None and self.memory_gb is not None:
             said.setdefault("memory_gb", self.memory_gb)
-        return dataclasses.replace(request, **said)
+        made = dataclasses.replace(request, **said)
+        gpu_options(made, self)  # refuses what cannot work
+        return made
 
 
 @functools.lru_cache
 def _has_gpus(partitions: str) -> bool:
+    """Whether Slurm lists a GPU in some partitions; empty: in the default one, or anywhere if none is."""
     chosen = [f"--partition={partitions}"] if partitions else []
-    return any(
-        gres.startswith("gpu")
-        for gres in ask(["sinfo", "-h", "-o", "%G", *chosen]).replace(",", "\n").split()
-    )
+    rows = [line.split("|") for line in ask(["sinfo", "-h", "-o", "%P|%G", *chosen]).splitlines()]
+    default = [row for row in rows if row[0].strip().endswith("*")] if not partitions else []
+    return any(row[-1].strip().startswith("gpu") or ",gpu" in row[-1] for row in default or rows)
 
 
 def load_profile(path: str | Path) -> Profile:

@@ -19,7 +19,7 @@ class Request:
         minutes: time limit.
         gpus_per_rank: GPUs of each process. Every process of a node sees all GPUs that the job has there,
             so that LOCAL_RANK indexes them.
-        partition, qos, constraint: in place of the profile's, where not None.
+        partition, qos, constraint, gpu_type: in place of the profile's, where not None; empty: none at all.
 
     Raises:
         SlurmError: a number below its least value.
@@ -34,6 +34,7 @@ class Request:
     partition: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    gpu_type: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("nodes", 1), ("ranks_per_node", 1), ("cpus_per_rank", 1), ("minutes", 1)):

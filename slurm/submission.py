@@ -13,6 +13,7 @@ from typing import Any
 
 from slurm.commands import ask, one_line, require_slurm
 from slurm.errors import SlurmError
+from slurm.gpus import gpu_options
 from slurm.job import HOLD_SIGNALS, MARKER, Call
 from slurm.profiles import Profile
 from slurm.resources import Request
@@ -105,17 +106,15 @@ def parameters(
     """The parameters of submitit's Slurm executor; what is None is left to the site."""
     return {
         "job_name": name,
-        "partition": request.partition or profile.partition,
+        "partition": (profile.partition if request.partition is None else request.partition) or None,
         "account": profile.account,
-        "qos": request.qos or profile.qos,
-        "constraint": request.constraint or profile.constraint,
+        "qos": (profile.qos if request.qos is None else request.qos) or None,
+        "constraint": (profile.constraint if request.constraint is None else request.constraint) or None,
         "exclude": profile.exclude,
         "time": request.minutes,
         "nodes": request.nodes,
         "ntasks_per_node": request.ranks_per_node,
         "cpus_per_task": request.cpus_per_rank,
-        # By node and not by task: so each rank sees all its node's GPUs, and LOCAL_RANK indexes them.
-        "gpus_per_node": request.gpus_per_rank * request.ranks_per_node or None,
         "mem": None if request.memory_gb is None else f"{round(request.memory_gb * 1024)}M",
         "dependency": dependency,
         "array_parallelism": at_once,
@@ -129,7 +128,7 @@ def parameters(
         "additional_parameters": {
             "kill-on-invalid-dep": "yes",
             "requeue" if profile.requeue else "no-requeue": True,
-            **{option: value for option, value in profile.extra.items() if value is not False},
+            **gpu_options(request, profile),
         },
     }
 

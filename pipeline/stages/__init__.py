@@ -2,3 +2,7 @@
 
 STAGES = ("shard", "search", "pretrain", "finetune", "aggregate")
 TRAINING_STAGES = ("search", "pretrain")  # on any number of ranks, and resumable
+GPU_STAGES = (
+    *TRAINING_STAGES,
+    "finetune",
+)  # that compute on a GPU where there is one; the others never ask for one

@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--max-array-size", type=int, default=default.max_array_size, help="(default: %(default)s)"
     )
+    made.add_argument(
+        "--gpu-nodes", type=int, default=default.gpu_nodes, help="that claim two GPUs (default: %(default)s)"
+    )
     made.add_argument("--networks", action="store_true", help="each node has its own, to be cut off")
     made.add_argument(
         "--requeue-seconds",
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     max_array_size=given.max_array_size,
                     requeue_seconds=given.requeue_seconds,
                     networks=given.networks,
+                    gpu_nodes=given.gpu_nodes,
                 )
             )
             print(

@@ -16,7 +16,7 @@ from pathlib import Path
 from slurm.errors import SlurmError
 from slurm.testbed import network
 from slurm.testbed.processes import Daemon, end, not_installed, start, start_time, succeeds, wait_until
-from slurm.testbed.settings import Settings, free_ports, slurm_conf, slurmdbd_conf
+from slurm.testbed.settings import Settings, free_ports, gres_conf, slurm_conf, slurmdbd_conf
 
 RECORD = "testbed.json"
 HOSTS = Path("/etc/hosts")
@@ -72,6 +72,7 @@ class Testbed:
             (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o755)
         ports = free_ports(settings.ports_needed)
         self.conf.write_text(slurm_conf(settings, self.folder, ports), encoding="utf-8")
+        (self.folder / "gres.conf").write_text(gres_conf(settings), encoding="utf-8")
         self._remember(settings, [])
         if settings.networks:
             network.build(settings.node_names)

@@ -25,6 +25,8 @@ class Settings:
         accounting: with slurmdbd and its own MariaDB, or as on a site without.
         max_array_size: Slurm's MaxArraySize.
         requeue_seconds: how long a requeued job waits; Slurm's own default is 120, its least 5.
+        gpu_nodes: so many of the last nodes claim two GPUs each, of type a100, and are alone in the partition
+            `gpu`; the others are alone in `cpu`.
         networks: give every node a network of its own; the nodes are then named c1, c2, …
 
     Raises:
@@ -37,12 +39,15 @@ class Settings:
     max_array_size: int = 1001
     requeue_seconds: int = 120
     networks: bool = False
+    gpu_nodes: int = 0
 
     def __post_init__(self) -> None:
         least = {"nodes": 1, "cpus": 1, "max_array_size": 2, "requeue_seconds": 5}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise SlurmError(f"{name} is {getattr(self, name)}; expected {number} or more")
+        if not 0 <= self.gpu_nodes < self.nodes:
+            raise SlurmError(f"gpu_nodes is {self.gpu_nodes}; expected 0 or more, and fewer than nodes")
 
     @property
     def node_names(self) -> list[str]:
@@ -80,9 +85,10 @@ def free_ports(number: int) -> list[int]:
 def slurm_conf(settings: Settings, folder: Path, ports: Sequence[int]) -> str:
     """``slurm.conf``; ports are slurmctld's, the nodes' and, with accounting, slurmdbd's and MariaDB's."""
     host = socket.gethostname()
+    gpus, first_gpu = " Gres=gpu:a100:2", settings.nodes - settings.gpu_nodes
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr={settings.address(number)} Port={port}"
-        f" CPUs={settings.cpus} RealMemory=16000 State=UNKNOWN"
+        f" CPUs={settings.cpus} RealMemory=16000{gpus if number > first_gpu else ''} State=UNKNOWN"
         for number, (name, port) in enumerate(zip(settings.node_names, ports[1:]), start=1)
     )
     accounting = (
@@ -132,7 +138,28 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
-"""
+{_gpu_partitions(settings)}"""
+
+
+def _gpu_partitions(settings: Settings) -> str:
+    if not settings.gpu_nodes:
+        return ""
+    first_gpu = settings.nodes - settings.gpu_nodes
+    named = {"cpu": settings.node_names[:first_gpu], "gpu": settings.node_names[first_gpu:]}
+    lines = [
+        f"PartitionName={name} Nodes={','.join(nodes)} MaxTime=INFINITE State=UP PreemptMode=OFF\n"
+        for name, nodes in named.items()
+    ]
+    return "GresTypes=gpu\n" + "".join(lines)
+
+
+def gres_conf(settings: Settings) -> str:
+    """``gres.conf``: the GPUs that nodes claim to have, as files that there are on every machine."""
+    first_gpu = settings.nodes - settings.gpu_nodes
+    return "".join(
+        f"NodeName={name} Name=gpu Type=a100 File=/dev/null,/dev/zero\n"
+        for name in settings.node_names[first_gpu:]
+    )
 
 
 def slurmdbd_conf(folder: Path, ports: Sequence[int], password: str) -> str:

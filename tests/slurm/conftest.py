@@ -5,6 +5,7 @@ Fixtures, each a cluster that is brought up at its first use and taken down at t
 - ``testbed``: four nodes (n1 … n4, eight claimed CPUs each), with accounting.
 - ``testbed_without_accounting``: two nodes, no slurmdbd: ``sacct`` fails.
 - ``testbed_with_small_arrays``: two nodes, no accounting, MaxArraySize 5.
+- ``testbed_with_gpus``: two nodes, no accounting; one, alone in the partition ``gpu``, claims two GPUs.
 - ``testbed_with_networks``: two nodes, c1 and c2, no accounting; each has a network that can be cut.
 
 Asking for one points SLURM_CONF at it for that test, here and in every subprocess. A requeued job waits
@@ -86,6 +87,12 @@ def _with_small_arrays(_slurm_installed: None, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
+def _with_gpus(_slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    folder = tmp_path_factory.mktemp("testbed")
+    yield from _cluster(folder, "--nodes", "2", "--no-accounting", "--gpu-nodes", "1")
+
+
+@pytest.fixture(scope="session")
 def _with_networks(_slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     probe = ["unshare", "--net", "ip", "link", "add", "probe", "type", "bridge"]
     allowed = subprocess.run(probe, capture_output=True, text=True)
@@ -117,6 +124,12 @@ def testbed_without_accounting(_without_accounting: Testbed, monkeypatch: pytest
 def testbed_with_small_arrays(_with_small_arrays: Testbed, monkeypatch: pytest.MonkeyPatch) -> Testbed:
     monkeypatch.setenv("SLURM_CONF", str(_with_small_arrays.conf))
     return _with_small_arrays
+
+
+@pytest.fixture
+def testbed_with_gpus(_with_gpus: Testbed, monkeypatch: pytest.MonkeyPatch) -> Testbed:
+    monkeypatch.setenv("SLURM_CONF", str(_with_gpus.conf))
+    return _with_gpus
 
 
 @pytest.fixture

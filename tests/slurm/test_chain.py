@@ -97,6 +97,43 @@ def test_arrays_are_split_at_the_sites_limit(testbed_with_small_arrays, launch, 
     assert len(pd.read_csv(tmp_path / "runs" / "tiny" / "tables" / "results.csv")) == 12, launched.stdout
 
 
+GPU_SITE = """
+partition: gpu
+device: cuda
+stages:
+  shard: {partition: cpu}
+  aggregate: {partition: cpu}
+"""
+
+
+@pytest.mark.parametrize(
+    "option", ["gpu_type: a100", "gpu_type: a100\ngpu_option: gres", "extra: {gres: 'gpu:a100:1'}"]
+)
+def test_only_stages_that_compute_on_a_gpu_are_given_one(testbed_with_gpus, launch, tmp_path, option):
+    """Slurm itself refuses a job that asks for a GPU in a partition without any."""
+    site = tmp_path / "site.yaml"
+    site.write_text(f"{GPU_SITE}{option}\n")
+    for partition in ("cpu", "gpu"):  # nothing is to start
+        subprocess.run(["scontrol", "update", f"PartitionName={partition}", "State=DOWN"], check=True)
+    launch("all", str(TINY), "--cluster", str(site), settings=["methods={supervised: {}}", *SHORT])
+    fields = "Name:64|,Partition:16|,tres-per-node:32|,"
+    queue = subprocess.run(["squeue", "--noheader", "-O", fields], capture_output=True, text=True, check=True)
+    asked = {
+        (name.split("-")[1], partition, gpus)
+        for name, partition, gpus in (
+            [cell.strip() for cell in line.split("|")[:3]] for line in queue.stdout.splitlines()
+        )
+    }
+    launch("cancel", "tiny")
+    assert {(stage, partition) for stage, partition, _ in asked} == {
+        ("shard", "cpu"),
+        ("pretrain", "gpu"),
+        ("finetune", "gpu"),
+        ("aggregate", "cpu"),
+    }
+    assert all(("a100:1" in gpus) == (partition == "gpu") for _, partition, gpus in asked), asked
+
+
 @pytest.mark.timeout(900)
 def test_submission_from_inside_a_job(testbed, tmp_path):
     script = REPOSITORY / "slurm" / "launch.sbatch"

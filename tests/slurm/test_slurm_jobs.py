@@ -217,7 +217,7 @@ def test_cancelled_jobs_are_cancelled(testbed, submit, wait, tmp_path):
 
 
 def test_testbed_has_no_gpus(testbed):
-    assert not Profile().has_gpus
+    assert not Profile().has_gpus("pretrain")
 
 
 def test_site_without_accounting(testbed_without_accounting, submit, wait, tmp_path):
