@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pipeline.lock import Lock, TakenOver, lock
 from pipeline.manifest import Manifest, Task
 from pipeline.preflight import preflight
 from pipeline.preview import planned
+from pipeline.publication import bring_tables
 from pipeline.stages import GPU_STAGES
 from pipeline.states import ALIVE, done_tasks, pending_tasks
 
@@ -68,6 +69,8 @@ class Campaign:
         view.print_cluster(cluster.name, cluster.profile, self.where)
         for folder in (Path(self.manifest.store), self.folder):
             _require_writable(folder)
+        if "aggregate" in stages and os.path.lexists(self.folder / "tables"):
+            _require_writable(self.folder / "tables")
         with lock(self.folder / "manifest.lock") as held:
             active = self._carry_over_jobs(cluster)
             active, overtaken = self._overtaken(stages, active)
@@ -79,6 +82,7 @@ class Campaign:
                 slurm.cancel(overtaken)
             self.manifest.write(self.path)
             if not pending and not active:
+                self._bring_tables(stages)
                 view.print_nothing_to_do(self.manifest, self.folder)
                 return 0
             for task in pending:  # what an earlier attempt left must not be taken for this one's
@@ -237,7 +241,7 @@ class Campaign:
         ]
         with live(self.manifest, jobs) as watcher:
             scheduler.run(local, on_event=watcher)
-        return view.print_outcome(self.manifest, self.folder, pending, watcher.failed)
+        return self._outcome(pending, watcher.failed)
 
     def _submit(
         self, pending: list[Task], active: set[str], profile: slurm.Profile | None, held: Lock
@@ -301,7 +305,27 @@ class Campaign:
             for task, job in jobs.items()
             if ended[job].state not in ("COMPLETED", "CANCELLED")
         }
-        return view.print_outcome(self.manifest, self.folder, asked, broken)
+        return self._outcome(asked, broken)
+
+    def _outcome(self, asked: Sequence[Task], broken: Mapping[str, Sequence[Path]]) -> int:
+        """Say how what was asked for has ended; returns the exit code.
+
+        A job publishes the tables that it makes; where it could not, this is tried once more.
+        """
+        failed: UserError | None = None
+        try:
+            self._bring_tables({task.stage for task in asked})
+        except UserError as error:
+            failed = error
+        code = view.print_outcome(self.manifest, self.folder, asked, broken)
+        if failed is not None:
+            raise failed
+        return code
+
+    def _bring_tables(self, stages: Collection[str]) -> None:
+        """Make sure that the tables that are made lie beside the manifest."""
+        if "aggregate" in stages:
+            bring_tables(self.manifest, self.folder)
 
 
 def request_of(job: Job, *, gpu_there: bool) -> slurm.Request:

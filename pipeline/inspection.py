@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import slurm
 from pipeline import view
 from pipeline.errors import UserError
 from pipeline.lock import lock, lock_holder
-from pipeline.manifest import Manifest, Receipt, Task, damaged_files
+from pipeline.manifest import Manifest, Receipt, Task, damaged_files, read_error
+from pipeline.publication import is_published
 from pipeline.states import ALIVE, TaskState, done_tasks, task_states, to_json
 
 
@@ -32,7 +34,22 @@ def current_states(manifest: Manifest, folder: Path) -> list[TaskState]:
     if manifest.cluster == "slurm" and undone:
         jobs = slurm.job_states(sorted(undone))
     alive = manifest.cluster == "local" and lock_holder(folder / "manifest.lock") is not None
-    return task_states(manifest, done, jobs, launcher_alive=alive)
+    states = task_states(manifest, done, jobs, launcher_alive=alive)
+    return [_published(manifest, state, folder) for state in states]
+
+
+def _published(manifest: Manifest, state: TaskState, folder: Path) -> TaskState:
+    """The state; of tables that are made and do not lie beside the manifest: that these are still to come."""
+    if state.task.stage != "aggregate" or state.state != "done":
+        return state
+    receipt, tables = manifest.receipt(state.task), folder / "tables"
+    if receipt is None or is_published(receipt, tables):
+        return state
+    error = read_error(manifest.folder(state.task))
+    if error is not None:
+        return replace(state, state="failed", detail=str(error.get("message", "")), log=error.get("log"))
+    detail = f"its tables are made, but not in {tables}: the same launch puts them there"
+    return replace(state, state="waiting", detail=detail)
 
 
 def cancel(folder: Path) -> int:

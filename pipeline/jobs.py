@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import slurm
-from pipeline.errors import one_line, print_whatever_the_locale, redact_uncaught, redacted_traceback
+from pipeline.errors import one_line, redacted_traceback
 from pipeline.files import chosen_umask
 from pipeline.manifest import Task
+from pipeline.process import set_up_process
 from pipeline.specs import Resources
 
 PATIENCE_S = 90.0  # for receipts to appear: a network file system remembers for a minute that there was none
@@ -106,8 +107,7 @@ class TaskJob:
 
     def __call__(self) -> None:
         os.umask(self.umask)
-        redact_uncaught()
-        print_whatever_the_locale()
+        set_up_process()
         stop = slurm.StopFlag().install()
         from pipeline.stages.runner import run_task, user_errors
         from pipeline.stages.work import Interrupted

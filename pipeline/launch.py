@@ -17,12 +17,11 @@ from pipeline.errors import (
     UserError,
     nearest,
     one_line,
-    print_whatever_the_locale,
-    redact_uncaught,
     storage_error,
 )
 from pipeline.files import chosen_umask
 from pipeline.garbage import look_for_garbage_rarely
+from pipeline.process import set_up_process
 from pipeline.stages import STAGES
 
 VERBS = {
@@ -86,8 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes it 20 ms
     signal.signal(signal.SIGTERM, _as_interrupt)
-    redact_uncaught()
-    print_whatever_the_locale()
+    set_up_process()
     try:
         os.umask(chosen_umask())
         sys.exit(run(given))

@@ -6,7 +6,6 @@ A launcher holds its manifest, and the first rank of a task the task's folder.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.manifest import now
+from pipeline.process import user_name
 
 
 class Held(UserError):
@@ -95,7 +95,7 @@ def lock(path: Path, *, what: str = "the manifest") -> Iterator[Lock]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = {
-        "user": getpass.getuser(),
+        "user": user_name(),
         **_here(),
         "pid": os.getpid(),
         "started": _process_start(os.getpid()),

@@ -201,6 +201,9 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
                 say(f"  log: {state.log}")
         if len(chosen) > 20:
             say(f"{name}: {len(chosen) - 20} more (--json lists all)")
+    for state in states:
+        if state.state == "waiting" and state.detail:
+            say(f"waiting: {state.task.id}: {state.detail}")
     reasons: dict[str, int] = {}
     for state in states:
         if state.state == "queued" and state.detail:
@@ -213,11 +216,11 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
 def _print_next(folder: Path) -> None:
     name = folder.name
     runs = "" if folder.parent == Path("runs").absolute() else f" --runs {shlex.quote(str(folder.parent))}"
-    summary = shlex.quote(str(folder / "tables" / "summary.csv"))
-    say(
-        f"next:  python -m pipeline.launch status {name}{runs}   (logs: {folder / 'logs'})\n"
-        f"       column -s, -t < {summary} | less -S"
-    )
+    logs = f"   (logs: {folder / 'logs'})" if (folder / "logs").is_dir() else ""
+    say(f"next:  python -m pipeline.launch status {shlex.quote(name)}{runs}{logs}")
+    summary = folder / "tables" / "summary.csv"
+    if summary.is_file():
+        say(f"       column -s, -t < {shlex.quote(str(summary))} | less -S")
 
 
 def _few(names: Sequence[str], most: int = 2) -> str:

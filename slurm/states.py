@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def cancel_named(name: str) -> None:
     Raises:
         SlurmError: Slurm refuses.
     """
-    ask(["scancel", "--quiet", f"--user={getpass.getuser()}", f"--name={name}"])
+    ask(["scancel", "--quiet", f"--user={os.getuid()}", f"--name={name}"])
 
 
 def _from_sacct(jobs: Iterable[str]) -> dict[str, JobState]:

@@ -3,6 +3,11 @@ torch."""
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: a mistake or an installation that cannot work is one line
+    from pipeline.stages.command import main
+
+    main("aggregate")
+
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -81,9 +86,3 @@ def _drawings(
         runs = [run for run in collected.pretrainings if run.spec.dataset == dataset]
         drawings.append((str(dataset), path, partial(plots.plot_pretraining, runs, path)))
     return drawings
-
-
-if __name__ == "__main__":
-    from pipeline.stages.runner import main
-
-    main("aggregate")

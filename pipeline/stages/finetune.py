@@ -7,12 +7,9 @@ Writes ``predictions.npz`` (of the test split, what intervals are made of, and i
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports: a mistake or an installation that cannot work is one line
-    import sys
-
-    from pipeline.stages.runner import main
+    from pipeline.stages.command import main
 
     main("finetune")
-    sys.exit()
 
 import hashlib
 import importlib

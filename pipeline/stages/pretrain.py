@@ -8,12 +8,9 @@ it on N ranks by hand.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports: a mistake or an installation that cannot work is one line
-    import sys
-
-    from pipeline.stages.runner import main
+    from pipeline.stages.command import main
 
     main("pretrain")
-    sys.exit()
 
 from pathlib import Path
 from typing import Any

@@ -1,11 +1,10 @@
 """Run one task on this rank: check what it needs, call its stage, leave a receipt or an error.
 
-``python -m pipeline.stages.STAGE --manifest FILE --task ID`` ends here, and so does every job.
+Every job ends here, and so does ``python -m pipeline.stages.STAGE`` (``command.py``).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -13,22 +12,13 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import shards
 import slurm
-from pipeline.errors import (
-    EXIT_USER_ERROR,
-    OneLineParser,
-    UserError,
-    one_line,
-    print_whatever_the_locale,
-    redact_uncaught,
-    redacted_traceback,
-    storage_error,
-)
-from pipeline.files import chosen_umask, look_for_new_files, write_atomically
+from pipeline.errors import UserError, one_line, redacted_traceback, storage_error
+from pipeline.files import look_for_new_files
 from pipeline.garbage import no_garbage_collection
 from pipeline.installed import check_torch
 from pipeline.lock import Held, Lock, TakenOver, lock
@@ -42,14 +32,13 @@ from pipeline.manifest import (
     read_error,
     write_json,
 )
+from pipeline.publication import publish
 from pipeline.ranks import Ranks, host, rank_environment
 from pipeline.specs import Resources
-from pipeline.stages import STAGES, TRAINING_STAGES
+from pipeline.stages import TRAINING_STAGES
 from pipeline.stages.work import Done, Entry, Interrupted, Outcome, Work
 from pipeline.states import inputs_of, is_done
 
-INTERRUPTED = 75  # exit code: stopped by a signal after a checkpoint, the same command goes on
-PROFILE_STEPS = 20
 RANK_LOST = 76  # exit code: another rank was not heard from any more
 POLL_S = 0.5
 ENDING_S = 60.0  # for a process that was told to end
@@ -137,7 +126,7 @@ def run_task(
                 require(at_once=True)
                 receipt = _leave_receipt(work, outcome, started, seconds)
                 if task.stage == "aggregate":
-                    _publish(folder, receipt.files, manifest_path.parent / "tables")
+                    publish(folder, receipt, manifest_path.parent / "tables")
                 print(f"{task.id}: done in {seconds:.1f} s", flush=True)
             return True
         except TakenOver:
@@ -329,25 +318,6 @@ def _leave_error(folder: Path, error: Exception, ranks: Ranks, log: str | None) 
         write_json(folder / "error.json", said)
 
 
-def _publish(folder: Path, names: Collection[str], tables: Path) -> None:
-    """Copy the tables and plots beside the manifest, where people look for them.
-
-    What an earlier experiment of this name left there, and is no longer made, goes; other files stay.
-    """
-    tables.mkdir(parents=True, exist_ok=True)
-    made = {Path(name).name for name in names}
-    for name in names:
-        temporary = tables / f".{Path(name).name}"
-        shutil.copyfile(folder / name, temporary)
-        os.replace(temporary, tables / Path(name).name)
-    listed = tables / ".made"
-    if listed.is_file():
-        before = listed.read_text(encoding="utf-8").splitlines()
-        for name in {Path(line).name for line in before} - made - {""}:
-            (tables / name).unlink(missing_ok=True)
-    write_atomically(listed, "".join(f"{name}\n" for name in sorted(made)).encode(), sync=False)
-
-
 def _hosts(ranks: Ranks) -> list[str]:
     if ranks.source == "slurm" and ranks.world_size > ranks.local_world_size:
         return [os.environ.get("SLURM_STEP_NODELIST", host())]
@@ -362,49 +332,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def _profile_steps(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000, found '{text}'")
-    return int(text)
-
-
-def main(stage: str, arguments: Sequence[str] | None = None) -> None:
-    """The command line of ``python -m pipeline.stages.STAGE``."""
-    assert stage in STAGES
-    parser = OneLineParser(
-        prog=f"python -m pipeline.stages.{stage}",
-        description=f"Run one {stage} task by hand, or under torchrun (`pipeline.launch plan` lists them).",
-    )
-    parser.add_argument("--manifest", type=Path, required=True, help="runs/EXPERIMENT/manifest.json")
-    parser.add_argument("--task", required=True, help=f"its id, such as {stage}/NAME")
-    if stage in TRAINING_STAGES:
-        parser.add_argument(
-            "--profile",
-            metavar="STEPS",
-            type=_profile_steps,
-            nargs="?",
-            const=PROFILE_STEPS,
-            help=f"where the time of so many steps goes (default {PROFILE_STEPS}): profile/ of its folder",
-        )
-    given = parser.parse_args(arguments)
-    task_id = given.task if "/" in given.task else f"{stage}/{given.task}"
-    redact_uncaught()
-    print_whatever_the_locale()
-    try:
-        os.umask(chosen_umask())
-        if task_id.split("/")[0] != stage:
-            raise UserError(f"{task_id} is not a {stage} task")
-        run_task(
-            given.manifest,
-            task_id,
-            stop_requested=slurm.StopFlag().install(),
-            profile_steps=getattr(given, "profile", None),
-        )
-    except user_errors() as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except Interrupted:
-        print("stopped after a checkpoint; the same command goes on", file=sys.stderr)
-        sys.exit(INTERRUPTED)

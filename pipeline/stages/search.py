@@ -7,12 +7,9 @@ pretraining takes it. Runs on any number of ranks and under torchrun, as pretrai
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports: a mistake or an installation that cannot work is one line
-    import sys
-
-    from pipeline.stages.runner import main
+    from pipeline.stages.command import main
 
     main("search")
-    sys.exit()
 
 from collections.abc import Iterator
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: a mistake or an installation that cannot work is one line
+    from pipeline.stages.command import main
+
+    main("shard")
+
 import sys
 from pathlib import Path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -104,6 +105,47 @@ def test_tables_that_are_no_longer_made_do_not_stay(launch):
     assert launch("all", settings=["report.metric=accuracy"]) == {"aggregate/tiny"}
     after = {path.name for path in tables.iterdir()}
     assert before - after == {"macro_f1_tiny.png"} and after - before == {"accuracy_tiny.png"}
+
+
+def test_tables_come_out_for_whoever_launches_a_finished_store_with_other_runs(launch):
+    shutil.rmtree(launch.folder / "runs")
+    assert launch("all") == set()
+    tables = launch.folder / "runs" / "tiny" / "tables"
+    assert f"tables: {tables}/ (" in launch.out and (tables / "summary.csv").is_file()
+    (tables / "results.csv").write_text("somebody's notes\n")
+    assert launch("all") == set()
+    assert len(pd.read_csv(tables / "results.csv")) == 1
+
+
+def test_tables_that_could_not_be_published_are_no_success_and_come_with_the_next_launch(launch, monkeypatch):
+    """A full disk at that moment, or a kill; the receipt of the tables is written before."""
+    tables = launch.folder / "runs" / "tiny" / "tables"
+    shutil.rmtree(tables)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.publication.write_atomically", _disk_full)
+        launch("all", code=2)
+        assert "cannot be put into" in launch.err and "everything is done" not in launch.out
+    shutil.rmtree(tables)
+    launch("status")
+    assert f"waiting: aggregate/tiny: its tables are made, but not in {tables}" in launch.out
+    tables.write_text("in the way")
+    launch("all", code=2)
+    assert f"{tables} is a file" in launch.err
+    tables.unlink()
+    assert launch("all") == set()
+    assert (tables / "results.csv").is_file()
+    launch("status")
+    assert "waiting: " not in launch.out
+
+
+def test_what_is_not_there_is_not_pointed_to(tmp_path, capsys):
+    launch = Launcher(tmp_path, capsys)
+    launch("shard")
+    assert "summary.csv" not in launch.out
+
+
+def _disk_full(path: Path, *_, **__) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 def test_dry_run_touches_nothing(tmp_path, capsys):

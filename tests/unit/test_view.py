@@ -88,6 +88,7 @@ def test_paths_are_printed_as_they_are_and_commands_can_be_pasted(tmp_path, caps
     shard = task("shard", "tiny")
     made = manifest(folder, shard)
     (folder / "tiny" / "tables").mkdir(parents=True)
+    (folder / "tiny" / "logs").mkdir()
     (folder / "tiny" / "tables" / "summary.csv").write_text("metric,fraction,dataset,collapsed\n")
     log = folder / "job.err"
     log.write_text("the end\n")
