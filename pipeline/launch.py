@@ -34,6 +34,7 @@ VERBS = {
     "status": "how far every task is, with one question to the cluster",
     "cancel": "cancel the experiment's jobs",
     "verify": "hash every finished task's files again; --repair plans damaged tasks anew",
+    "predict": "what a fine-tuned model says of --images, as a CSV table",
     "experiments": "list the ready experiments",
     "show": "print the experiment with every default written out",
 }
@@ -77,6 +78,21 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     made.add_argument("--wait", action="store_true", help="on Slurm: stay until all jobs have ended")
     made.add_argument("--repair", action="store_true", help="verify: have damaged tasks run again")
+    made.add_argument(
+        "--images",
+        metavar="DIR|CSV",
+        type=Path,
+        help="predict: a folder of images, or a table of their paths",
+    )
+    made.add_argument(
+        "--net",
+        metavar="WORDS",
+        default="",
+        help="predict: which model, such as 'cass_plus vit 10pc'; of several the best by validation",
+    )
+    made.add_argument(
+        "--out", metavar="FILE", type=Path, help="predict: the table (default: standard output)"
+    )
     made.add_argument("--json", action="store_true", help="status and plan as JSON")
     return made
 
@@ -116,7 +132,7 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(
             f"unknown verb {given.verb!r}{nearest(given.verb, VERBS)} (one of {', '.join(VERBS)})"
         )
-    if given.verb in ("status", "cancel", "verify"):
+    if given.verb in ("status", "cancel", "verify", "predict"):
         return _existing(given)
     from pipeline import experiment_file, view
 
@@ -174,6 +190,12 @@ def _existing(given: argparse.Namespace) -> int:
         return inspection.status(folder, as_json=given.json)
     if given.verb == "cancel":
         return inspection.cancel(folder)
+    if given.verb == "predict":
+        from pipeline.inference.predict import predict
+
+        if given.images is None:
+            raise UserError("predict needs --images: a folder of images, or a table of their paths")
+        return predict(folder, images=given.images, wanted=given.net, out=given.out)
     return inspection.verify(folder, repair=given.repair)
 
 

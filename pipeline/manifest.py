@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -385,14 +385,20 @@ def damaged_files(folder: Path, receipt: Receipt, names: Collection[str] | None 
     for name, said in receipt.files.items():
         if names is not None and name not in names:
             continue
-        path = folder / name
-        if not os.path.isfile(path):
-            problems.append(f"{path}: missing")
-        elif path.stat().st_size != said["bytes"]:
-            problems.append(f"{path}: {path.stat().st_size} bytes, expected {said['bytes']}")
-        elif sha256_file(path) != said["sha256"]:
-            problems.append(f"{path}: its SHA-256 differs from the receipt's")
+        if problem := file_problem(folder / name, said):
+            problems.append(problem)
     return problems
+
+
+def file_problem(path: Path, said: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file that should have the ``sha256`` and ``bytes`` said; None if nothing is."""
+    if not os.path.isfile(path):
+        return f"{path}: missing"
+    if path.stat().st_size != said["bytes"]:
+        return f"{path}: {path.stat().st_size} bytes, expected {said['bytes']}"
+    if sha256_file(path) != said["sha256"]:
+        return f"{path}: its SHA-256 differs from the receipt's"
+    return None
 
 
 class Damaged(Exception):

@@ -286,6 +286,8 @@ class FinetuneSettings(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache: Literal["auto", "gpu", "ram", "disk", "none"] = "auto"
     workers: int = Field(0, ge=0)
+    # Fine-tuned models in the store: of the seeds of a cell the best by validation, every one, or none.
+    keep: Literal["best", "all", "none"] = "best"
 
 
 class ReportSettings(Strict):

@@ -36,6 +36,10 @@ def assemble(classes: Sequence[str], entries: list[Entry], options: ShardOptions
     Raises:
         InputError: a group or identical pixels in two given splits, too little left for a split or a class.
     """
+    if options.only_test:
+        entries = [replace(entry, sample=replace(entry.sample, split="test")) for entry in entries]
+        entries.sort(key=lambda entry: order(options.seed, entry.key))
+        return Assembled(entries, [], Duplicates(), [])
     given = {entry.sample.split for entry in entries if entry.sample.labelled}
     entries, notes = _without_labels_to_train(entries, given)
     _check_groups(entries)

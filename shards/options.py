@@ -27,6 +27,8 @@ class ShardOptions:
         shard_samples: most samples a tar.
         unlabelled: folders of images without labels for pretraining; relative ones are below the source's
             root (the working directory for digits).
+        only_test: every sample goes to the test split, whatever the source says, and nothing else is asked of
+            it: a set that others' models are tried on.
         processes: at most so many that read and write; None: one a CPU core. With more than 1, the calling
             script needs its `if __name__ == "__main__":`, as they begin by importing it.
     """
@@ -38,6 +40,7 @@ class ShardOptions:
     max_rejected: float = 0.05
     shard_samples: int = 1000
     unlabelled: Sequence[str | Path] = ()
+    only_test: bool = False
     processes: int | None = 1
 
     def __post_init__(self) -> None:

@@ -54,7 +54,8 @@ def write(
         readable, rejected = gather.inspect(samples, options, pool, progress)
         gather.check_readable(readable, rejected, len(samples), options)
         listing, readable = settle(listing, readable)
-        gather.check_present(listing.classes, readable)
+        if not options.only_test:
+            gather.check_present(listing.classes, readable)
         assembled = assemble(listing.classes, readable, options)
         entries = assembled.entries
         written = _write_shards(entries, partial, options, pool, progress)
@@ -149,6 +150,8 @@ def _meta(
     outlined = all(one.outlined == sum(one.counts.values()) for one in known)
     decided = asdict(options)
     del decided["processes"]  # changes nothing
+    if not options.only_test:
+        del decided["only_test"]
     del decided["unlabelled"]  # paths of this machine; the images count in the fingerprint
     return {
         "format_version": FORMAT_VERSION,

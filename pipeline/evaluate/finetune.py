@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.augment import Augment
+from pipeline.data.squares import Fit
 from pipeline.evaluate.images import images_of, plain_batches
 from pipeline.evaluate.losses import class_weights, make_loss
-from pipeline.evaluate.problem import Prediction, Problem, Split, reproducible
+from pipeline.evaluate.problem import Classify, Prediction, Problem, Split, reproducible
 from pipeline.evaluate.select import classified, validation_score
 from pipeline.evaluate.training import train
 from pipeline.nets.backbone import Net
-from pipeline.nets.export import load_exported
+from pipeline.nets.export import Classifier, export, load_exported
 
 
 def run(problem: Problem) -> Prediction:
@@ -48,22 +53,34 @@ def _run(problem: Problem) -> Prediction:
         return loss_of(logits, targets[torch.from_numpy(chosen).to(device)])
 
     def validate() -> tuple[np.ndarray, dict[str, float], float]:
-        val = predict(problem, net, problem.val)
+        val = predict(problem, problem.val, net=net)
         return val, *validation_score(problem, val)
 
     trained = train(problem, net, images=images, where=where, loss_of=loss, validate=validate)
     return classified(
         problem,
         val=trained.best_val,
-        test=predict(problem, net, problem.test),
+        test=predict(problem, problem.test, net=net),
         best_epoch=trained.best_epoch,
         log=trained.log,
         images_seen=trained.images_seen,
+        save=partial(_save, net, settings.fit),
     )
 
 
+def _save(net: Net, fit: Fit, folder: Path, classifier: Classifier, trained: dict[str, Any]) -> None:
+    export(net, folder, fit=fit, classifier=classifier, trained=trained)
+
+
+def restore(problem: Problem, folder: Path) -> Classify:
+    """The classifier that this protocol saved, for images of any index."""
+    net = load_exported(folder, num_classes=None)
+    net = net.to(problem.device).to(memory_format=torch.channels_last)
+    return partial(predict, net=net)
+
+
 @torch.no_grad()
-def predict(problem: Problem, net: Net, split: Split) -> np.ndarray:
+def predict(problem: Problem, split: Split, *, net: Net) -> np.ndarray:
     """Probabilities float32 (N, K) of the split's images without augmentation."""
     net.eval()
     found = []

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.evaluate.features import features_key, features_of
 from pipeline.evaluate.logistic import TOLERANCE, fit_logistic, predict_logits, second_moments
 from pipeline.evaluate.losses import class_weights
-from pipeline.evaluate.problem import Prediction, Problem, Split, Tick, reproducible
+from pipeline.evaluate.problem import Classify, Prediction, Problem, Split, Tick, reproducible
 from pipeline.evaluate.select import classified, validation_score
 from pipeline.evaluate.standardise import SampleSpan
+from pipeline.nets.export import Classifier, export, load_exported
+
+HEAD = "head.safetensors"  # beside timm's files
+ROWS = 32  # features that are classified at a time
 
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
 WEIGHT_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -36,13 +42,63 @@ def run(problem: Problem) -> Prediction:
 
 def _run(problem: Problem) -> Prediction:
     fit = _remembered_fit(problem)
+    head = Head.of(*fit.standardise.unscaled(fit.solution))
     return classified(
         problem,
-        val=fit.probabilities(problem, problem.val),
-        test=fit.probabilities(problem, problem.test),
+        val=head.probabilities(problem, problem.val),
+        test=head.probabilities(problem, problem.test),
         chosen={"weight_decay": fit.weight_decay},
         log=fit.log,
+        save=partial(_save, problem, head),
     )
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier of features as a net gives them.
+
+    Attributes:
+        weight: float64 (D, K).
+        bias: float64 (K,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> Head:
+        return cls(weight.double(), bias.double())
+
+    def probabilities(self, problem: Problem, split: Split) -> np.ndarray:
+        """float32 (N, K), in batches of one size: an image's have the same bits in whatever company."""
+        features = features_of(problem, split).to(problem.device).double()
+        padded = torch.cat([features, features.new_zeros(-len(features) % ROWS, features.shape[1])])
+        logits = torch.cat([rows @ self.weight + self.bias for rows in padded.split(ROWS)])
+        return problem.probabilities(logits[: len(features)])
+
+
+def _save(
+    problem: Problem, head: Head, folder: Path, classifier: Classifier, trained: dict[str, Any]
+) -> None:
+    """The backbone with the head as its classifier, in timm's float32, and the head in float64 beside it."""
+    net = load_exported(
+        problem.backbone, num_classes=problem.num_classes, image_size=problem.settings.image_size
+    )
+    if net.set_linear_classifier(head.weight.T, head.bias):
+        export(net, folder, fit=problem.settings.fit, classifier=classifier, trained=trained)
+    else:  # not a linear layer of the pooled features: timm gets the backbone alone
+        export(
+            net, folder, fit=problem.settings.fit, trained=trained | {"label_names": list(classifier.classes)}
+        )
+    stored = {"weight": head.weight, "bias": head.bias}
+    save_file({name: value.cpu().contiguous() for name, value in stored.items()}, folder / HEAD)
+
+
+def restore(problem: Problem, folder: Path) -> Classify:
+    """The classifier that this protocol saved, for images of any index."""
+    stored = load_file(folder / HEAD)
+    head = Head(stored["weight"].to(problem.device), stored["bias"].to(problem.device))
+    return head.probabilities
 
 
 @dataclass(frozen=True)
@@ -53,10 +109,6 @@ class Fit:
     solution: Tensor
     weight_decay: float
     log: list[dict[str, Any]]
-
-    def probabilities(self, problem: Problem, split: Split) -> np.ndarray:
-        features = self.standardise(features_of(problem, split).to(problem.device))
-        return problem.probabilities(predict_logits(features, self.solution))
 
 
 _newest: tuple[tuple, Fit] | None = None

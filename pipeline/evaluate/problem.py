@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.nets.export import Classifier
 from pipeline.specs import FinetuneSettings
 from shards import Index
 
 Tick = Callable[[float, float, str], None]
+SaveModel = Callable[[Path, Classifier, dict[str, Any]], None]  # folder, what the outputs mean, provenance
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,9 @@ class Prediction:
         chosen: what else validation picked, such as the weight decay.
         log: one JSON object a line of ``log.jsonl``.
         images_seen: images that passed through the backbone in training.
+        thresholds: a score a class above which it is taken to be there, by validation
+            (:mod:`pipeline.evaluate.thresholds`); none where the most probable class is the answer.
+        save: writes the model behind the predictions into a folder; None where there is none to keep.
     """
 
     val: dict[str, float]
@@ -101,9 +106,12 @@ class Prediction:
     chosen: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
     images_seen: int = 0
+    thresholds: list[float] = field(default_factory=list)
+    save: SaveModel | None = None
 
 
 Protocol = Callable[[Problem], Prediction]
+Classify = Callable[[Problem, Split], np.ndarray]  # of an index, rows of it → probabilities float32 (N, K)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,13 @@ class ProtocolInfo:
         target: ``module:function`` that runs it; see ``pipeline.evaluate.problem`` for its contract.
         kind: of the data sets that it is for.
         outlines: whether it needs the outline of every object, where boxes are not enough.
+        restores: whether its module has ``restore``, which makes a classifier of what it saved.
     """
 
     target: str
     kind: Kind
     outlines: bool = False
+    restores: bool = False
 
     def is_for(self, dataset: Dataset) -> bool:
         """Whether a data set's labels may be what it needs; of COCO's outlines only the file itself tells."""
@@ -28,9 +30,9 @@ class ProtocolInfo:
 
 
 PROTOCOLS = {
-    "finetune": ProtocolInfo("pipeline.evaluate.finetune:run", "classification"),
-    "linear": ProtocolInfo("pipeline.evaluate.linear:run", "classification"),
-    "knn": ProtocolInfo("pipeline.evaluate.knn:run", "classification"),
+    "finetune": ProtocolInfo("pipeline.evaluate.finetune:run", "classification", restores=True),
+    "linear": ProtocolInfo("pipeline.evaluate.linear:run", "classification", restores=True),
+    "knn": ProtocolInfo("pipeline.evaluate.knn:run", "classification", restores=True),
     "seg_linear": ProtocolInfo("pipeline.evaluate.seg_linear:run", "segmentation"),
     "seg_fpn": ProtocolInfo("pipeline.evaluate.seg_fpn:run", "segmentation"),
     "detect": ProtocolInfo("pipeline.evaluate.detection:run", "detection"),

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import evaluate
 from pipeline.evaluate.problem import Prediction, Problem
 from pipeline.evaluate.protocols import check_metric
+from pipeline.evaluate.thresholds import thresholds
 
 
 def validation_score(problem: Problem, probabilities: np.ndarray) -> tuple[dict[str, float], float]:
@@ -60,6 +61,7 @@ def classified(problem: Problem, *, val: np.ndarray, test: np.ndarray, **more: A
     targets = problem.test.targets.numpy()
     return Prediction(
         val=evaluate(val, problem.val.targets.numpy()),
+        thresholds=thresholds(val, problem.val.targets.numpy()),
         test=evaluate(test, targets),
         arrays={
             "probabilities": test.astype(np.float32),

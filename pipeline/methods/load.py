@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 from pipeline.errors import UserError
 from pipeline.methods.base import Method, Search
 from pipeline.methods.registry import method_info
+from pipeline.targets import load_target
 
 
 def load_method(name: str) -> type[Method]:
@@ -15,7 +14,7 @@ def load_method(name: str) -> type[Method]:
     Raises:
         UserError: no method of this name.
     """
-    return _load(method_info(name).target)
+    return load_target(method_info(name).target)
 
 
 def load_search(name: str) -> type[Search]:
@@ -27,9 +26,4 @@ def load_search(name: str) -> type[Search]:
     target = method_info(name).search
     if target is None:
         raise UserError(f"method {name} has no option that a search could decide")
-    return _load(target)
-
-
-def _load(target: str) -> type:
-    module, _, cls = target.partition(":")
-    return getattr(importlib.import_module(module), cls)
+    return load_target(target)

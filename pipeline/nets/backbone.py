@@ -196,6 +196,20 @@ class Net(nn.Module):
                 f"backbone '{self.name}' cannot compute its activations again: leave recompute false"
             ) from None
 
+    def set_linear_classifier(self, weight: Tensor, bias: Tensor) -> bool:
+        """Give timm's classifier these weights, (K, num_features) and (K,).
+
+        Returns:
+            Whether it is such a layer: a few models have two, or none that is linear.
+        """
+        layer = self.net.get_classifier()
+        if not isinstance(layer, nn.Linear) or layer.bias is None or layer.weight.shape != weight.shape:
+            return False
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        return True
+
     def headless(self) -> Net:
         """Drop the classifier in place, so that no parameter goes without a gradient; returns itself."""
         pool = {"global_pool": self.args["global_pool"]} if "global_pool" in self.args else {}

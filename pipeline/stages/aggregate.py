@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.garbage import no_garbage_collection
-from pipeline.report import bootstrap, costs, markdown, plots, tables
+from pipeline.report import bootstrap, costs, markdown, models, plots, tables
 from pipeline.report.load import Collected, collect
 from pipeline.report.parallel import in_parallel
 from pipeline.specs import AggregateSpec
@@ -46,6 +46,7 @@ def run(work: Work) -> Outcome:
         "gains": tables.gains_table(collected, found, settings),
         "cost": costs.cost_table(collected, settings),
         "backbones": costs.backbone_table(collected),
+        "models": models.models_table(work.everything),
     }
     if any(stage == "search" for stage, _, _ in collected.planned):
         named["search"] = tables.search_table(collected)
@@ -60,6 +61,7 @@ def run(work: Work) -> Outcome:
             images.setdefault(dataset, []).append(path)
     report = markdown.render(spec.experiment, collected, named, images, settings)
     (folder / "report.md").write_text(report, encoding="utf-8")
+    models.keep_best(work.everything, experiment=spec.experiment)
     work.progress(4, 4, "done")
     return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished]})
 

@@ -1,7 +1,7 @@
 """Fine-tune stage: one pretrained backbone, one draw of labels, one protocol → predictions and their metrics.
 
-Writes ``predictions.npz`` (of the test split, what intervals are made of, and its rows of samples.csv) and
-``log.jsonl``.
+Writes ``predictions.npz`` (of the test split, what intervals are made of, and its rows of samples.csv),
+``log.jsonl`` and the model itself, ``model/``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ if __name__ == "__main__":  # before the imports: a mistake or an installation t
     main("finetune")
 
 import hashlib
-import importlib
 import json
+import shutil
 import time
 from typing import Any
 
@@ -22,11 +22,14 @@ import torch
 
 from pipeline.data.fractions import subset
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.problem import Problem, Protocol, Split
+from pipeline.evaluate.problem import Prediction, Problem, Protocol, Split
 from pipeline.evaluate.protocols import PROTOCOLS, check_metric
 from pipeline.evaluate.select import existing
+from pipeline.manifest import describe_files
+from pipeline.nets.export import Classifier
 from pipeline.specs import FinetuneSpec
-from pipeline.stages.work import Interrupted, Outcome, Work
+from pipeline.stages.work import MODEL, Interrupted, Outcome, Work
+from pipeline.targets import load_target
 from pipeline.train.cpu import set_up_cpu
 from pipeline.train.distributed import World, choose_device, peak_memory
 from shards import Index
@@ -42,10 +45,10 @@ def run(work: Work) -> Outcome:
     """
     spec = FinetuneSpec.model_validate(work.task.spec)
     set_up_cpu(work.resources.cpus_per_rank)
-    device = choose_device(work.resources.device, local_rank=work.ranks.local_rank)
+    problem = make_problem(work, spec)
+    device = problem.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    problem = _problem(work, spec, device)
     started = time.perf_counter()
     prediction = _protocol(spec.protocol)(problem)
     seconds = time.perf_counter() - started
@@ -54,6 +57,7 @@ def run(work: Work) -> Outcome:
     np.savez(work.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
     with (work.folder / "log.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in prediction.log)
+    model = _save(work, spec, problem, prediction)
     metrics: dict[str, Any] = {
         "num_labels": len(problem.train),
         "num_val": len(problem.val),
@@ -62,6 +66,7 @@ def run(work: Work) -> Outcome:
         **prediction.chosen,
         "val": existing(prediction.val),
         "test": existing(prediction.test),
+        **({"model": model} if model else {}),
     }
     return Outcome(
         metrics=metrics,
@@ -69,10 +74,35 @@ def run(work: Work) -> Outcome:
         device=device.type,
         device_seconds=seconds,
         peak_memory_bytes=peak_memory(World(device=device)),
+        spare=(MODEL,),
     )
 
 
-def _problem(work: Work, spec: FinetuneSpec, device: torch.device) -> Problem:
+def _save(work: Work, spec: FinetuneSpec, problem: Problem, prediction: Prediction) -> dict[str, Any]:
+    """Write the model, unless none is kept; returns SHA-256 and bytes of each of its files.
+
+    The receipt holds these among its metrics, not among its files: the task stays done when aggregation
+    removes a model that is not the best of its seeds.
+    """
+    folder = work.folder / MODEL
+    shutil.rmtree(folder, ignore_errors=True)
+    if prediction.save is None or spec.settings.keep == "none":
+        return {}
+    classifier = Classifier(problem.index.classes, problem.multilabel, prediction.thresholds)
+    trained = {name: getattr(spec, name) for name in ("dataset", "protocol", "fraction", "seed")}
+    trained |= {"method": spec.label, "num_labels": len(problem.train), "val": existing(prediction.val)}
+    prediction.save(folder, classifier, trained)
+    return describe_files(folder)
+
+
+def make_problem(work: Work, spec: FinetuneSpec) -> Problem:
+    """What a specification asks to be learned, of the shards and the backbone in ``work.inputs``.
+
+    Raises:
+        UserError: one class only, a metric that does not exist, a split without labels, or a GPU asked for
+        where there is none.
+    """
+    device = choose_device(work.resources.device, local_rank=work.ranks.local_rank)
     index = Index.open(work.inputs["shard"][0].folder)
     if index.task in ("multiclass", "multilabel") and len(index.classes) < 2:
         raise UserError(
@@ -125,5 +155,4 @@ def _protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
         raise UserError(f"no protocol {name!r}{nearest(name, PROTOCOLS)} (expected one of {known})")
-    module, function = PROTOCOLS[name].target.split(":")
-    return getattr(importlib.import_module(module), function)
+    return load_target(PROTOCOLS[name].target)

@@ -205,7 +205,7 @@ def _leave_receipt(work: Work, outcome: Outcome, started: str, seconds: float) -
         task=task.id,
         stage=task.stage,
         metrics=outcome.metrics,
-        files=describe_files(work.folder, without=outcome.discard),
+        files=describe_files(work.folder, without=(*outcome.discard, *outcome.spare)),
         started=started,
         ended=now(),
         seconds=round(seconds, 3),

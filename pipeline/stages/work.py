@@ -13,6 +13,7 @@ from pipeline.ranks import Ranks
 from pipeline.specs import Resources
 
 Json = dict[str, Any]
+MODEL = "model"  # folder of a fine-tuned model, below its task's
 PROGRESS_SECONDS = 0.5  # how often the progress file may be rewritten
 
 
@@ -84,6 +85,7 @@ class Outcome:
         device_seconds: seconds of training times ranks.
         peak_memory_bytes: the largest of any rank, on the device (CUDA) or resident (CPU).
         discard: folders below the task's own that are no part of the result: removed once there is a receipt.
+        spare: folders below the task's own that stay beside the result, but may be removed later.
     """
 
     metrics: Json
@@ -92,3 +94,4 @@ class Outcome:
     device_seconds: float = 0.0
     peak_memory_bytes: int = 0
     discard: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()

@@ -256,7 +256,9 @@ def test_the_test_split_is_predicted_once(
     asked = []
     predict = protocol.predict
     monkeypatch.setattr(
-        protocol, "predict", lambda problem, net, split: asked.append(split) or predict(problem, net, split)
+        protocol,
+        "predict",
+        lambda problem, split, *, net: asked.append(split) or predict(problem, split, net=net),
     )
     run(store, tmp_path, protocol="finetune", settings={"epochs": 3})
     test = shards.Index.open(store / "single").rows("test", labelled=True)

@@ -1,0 +1,106 @@
+"""Images that no label is known of, as a dataset folder: stored and decoded as those of a training were."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import shards
+from pipeline.errors import UserError, nearest
+from shards.sources import Listing, Sample, text, walk
+
+
+@dataclass(frozen=True)
+class ImagesSource:
+    """Images without labels.
+
+    Attributes:
+        files: name → file.
+        like: the dataset whose kind of labels and classes it gets.
+    """
+
+    files: dict[str, Path]
+    like: shards.Index
+
+    @property
+    def base(self) -> Path | None:
+        return None
+
+    def listing(self, *, exclude: Sequence[Path] = ()) -> Listing:
+        samples = [Sample(name, path, labelled=False) for name, path in sorted(self.files.items())]
+        return Listing(self.like.task, self.like.classes, samples)
+
+
+def find_images(where: Path, *, path_column: str = "path") -> dict[str, Path]:
+    """The images below a folder, or those that a table names, by their names in the prediction table.
+
+    Args:
+        where: a folder, an image file, or a CSV file whose paths are below its own folder (or absolute).
+        path_column: of the CSV file.
+
+    Raises:
+        UserError: there is nothing there, or no image in it.
+    """
+    if where.is_dir():
+        found = {text(path.relative_to(where).as_posix()): path for path in walk(where, Counter())}
+    elif where.suffix.lower() in (".csv", ".tsv"):
+        found = _of_table(where, path_column)
+    elif where.is_file():
+        found = {where.name: where}
+    else:
+        raise UserError(f"--images: there is no folder or table {where}")
+    if not found:
+        raise UserError(f"--images: no image in {where}")
+    return found
+
+
+def _of_table(path: Path, column: str) -> dict[str, Path]:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(
+            path, sep="\t" if path.suffix.lower() == ".tsv" else ",", dtype=str, keep_default_na=False
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--images: cannot read {path}: {str(error).strip()}") from None
+    if column not in table:
+        columns = [str(name) for name in table.columns]
+        raise UserError(
+            f"--images: {path} has no column '{column}'{nearest(column, columns)}"
+            f" (it has {', '.join(columns)})"
+        )
+    names = table[column].tolist()
+    for row, name in enumerate(names, 2):
+        if not name.strip():
+            raise UserError(f"--images: {path}:{row}: no path")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"--images: {path} names {twice[0]} more than once")
+    return {name: Path(os.path.join(path.parent, name)) for name in names}
+
+
+def write_like(
+    source: shards.Source, folder: Path, like: shards.Index, *, processes: int = 1
+) -> shards.Index:
+    """A dataset folder of a test split alone, stored as a training's was: of the same size and grey scale.
+
+    Args:
+        source: the images, with or without labels.
+        folder: where to write.
+        like: the training's.
+        processes: that read and write.
+
+    Raises:
+        shards.InputError: no image can be read.
+    """
+    options = shards.ShardOptions(
+        resize=like.meta["options"]["resize"],
+        max_rejected=1.0,
+        duplicates="keep",
+        only_test=True,
+        processes=processes,
+    )
+    return shards.write(source, folder, options)
