@@ -12,18 +12,18 @@ from pathlib import Path
 
 import slurm
 from pipeline import view
+from pipeline.earlier_jobs import carry_over, without_overtaken
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
-from pipeline.files import look_for_new_files
 from pipeline.jobs import Job, TaskJob, arrays, pack
 from pipeline.live import live
 from pipeline.lock import Lock, TakenOver, lock
-from pipeline.manifest import Manifest, Task
+from pipeline.manifest import Task
 from pipeline.preflight import preflight
 from pipeline.preview import planned
 from pipeline.publication import bring_tables
 from pipeline.stages import GPU_STAGES
-from pipeline.states import ALIVE, done_tasks, pending_tasks
+from pipeline.states import ALIVE, pending_tasks
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Campaign:
         if "aggregate" in stages and os.path.lexists(self.folder / "tables"):
             _require_writable(self.folder / "tables")
         with lock(self.folder / "manifest.lock") as held:
-            active = self._carry_over_jobs(cluster)
-            active, overtaken = self._overtaken(stages, active)
+            self.manifest, active = carry_over(self.manifest, self.path, cluster.name)
+            active, overtaken = without_overtaken(self.manifest, stages, active)
             pending = self._startable(pending_tasks(self.manifest, stages, active), active)
             preflight(pending, self._sharded(pending))
             still = {task.id for task in pending_tasks(self.manifest, stages, active)}
             pending = [task for task in pending if task.id in still]  # another experiment shares the store
             if overtaken:
-                slurm.cancel(overtaken)
+                slurm.cancel(overtaken, self.manifest.job_identities)
             self.manifest.write(self.path)
             if not pending and not active:
                 self._bring_tables(stages)
@@ -98,97 +98,6 @@ class Campaign:
             return 0
         asked = active | {task.id for task in pending}
         return self._wait([task for task in self.manifest.tasks if task.id in asked])
-
-    def _carry_over_jobs(self, cluster: Cluster) -> set[str]:
-        """Take the job ids of an earlier launch; returns the tasks whose jobs are alive.
-
-        Raises:
-            UserError: jobs are alive of tasks that the experiment has no more, or while it is to run here.
-        """
-        jobs: dict[str, str] = {}
-        if self.path.is_file():
-            before = Manifest.read(self.path)
-            if before.cluster == "slurm" and cluster.name == "local":
-                self._require_ended(before)
-            elif before.cluster == "slurm":  # the jobs of a local launch ended with its launcher
-                jobs = self._jobs_of_unchanged_tasks(before)
-                if before.submitting:  # a launcher that died while it submitted them
-                    slurm.cancel_named(before.submitting)
-        self.manifest = replace(self.manifest, jobs=jobs, cluster=cluster.name)
-        done = done_tasks(self.manifest)
-        unfinished = {task: job for task, job in jobs.items() if task not in done}
-        states = slurm.job_states(sorted(set(unfinished.values()))) if unfinished else {}
-        for task, job in unfinished.items():
-            if job in states and states[job].state == "COMPLETED":
-                look_for_new_files(self.manifest.folder(self.manifest.task(task)))
-        return {task for task, job in unfinished.items() if job in states and states[job].state in ALIVE}
-
-    def _require_ended(self, before: Manifest) -> None:
-        """Raises UserError where Slurm has, or may have, jobs of an earlier launch that are to run here."""
-        done = done_tasks(before)
-        jobs = sorted({job for task, job in before.jobs.items() if task not in done})
-        if not jobs and not before.submitting:
-            return
-        if not slurm.available():
-            raise UserError(
-                "jobs of this experiment were given to Slurm, which cannot be asked from here:"
-                f" launch it there, or remove {self.path} if they have ended"
-            )
-        if any(state.state in ALIVE for state in slurm.job_states(jobs).values()) or before.submitting:
-            raise UserError(
-                "jobs of this experiment are on Slurm: use --cluster slurm, or end them with"
-                f" `python -m pipeline.launch cancel {self.experiment.name}`"
-            )
-
-    def _jobs_of_unchanged_tasks(self, before: Manifest) -> dict[str, str]:
-        """An earlier launch's job ids of tasks that are as they were; tables are made anew all the same.
-
-        Raises:
-            UserError: jobs of other tasks are alive.
-        """
-        was = {task.id: task.key for task in before.tasks}
-        kept = {
-            task.id: before.jobs[task.id]
-            for task in self.manifest.tasks
-            if task.id in before.jobs and was[task.id] == task.key
-        }
-        ours = set(kept.values())
-        others = {
-            before.jobs[task.id]: task.stage
-            for task in before.tasks
-            if task.id in before.jobs and before.jobs[task.id] not in ours
-        }
-        states = slurm.job_states(sorted(others)) if others else {}
-        alive = [job for job in others if job in states and states[job].state in ALIVE]
-        lost = [job for job in alive if others[job] != "aggregate"]
-        if lost:
-            raise UserError(
-                f"{len(lost)} jobs are queued or running of tasks that this experiment had before it was"
-                f" changed: `python -m pipeline.launch cancel {self.experiment.name}` ends them; or give the"
-                " changed one another name"
-            )
-        if alive:
-            slurm.cancel(alive)
-        return kept
-
-    def _overtaken(self, stages: Sequence[str], active: set[str]) -> tuple[set[str], list[str]]:
-        """Tasks with live jobs that need one which is to run first: these wait for what will not come.
-
-        Returns:
-            The tasks whose jobs may stay, and the ids of the jobs that may not.
-        """
-        stay = set(active)
-        while stay:
-            coming = {task.id for task in pending_tasks(self.manifest, stages, stay)}
-            late = {
-                task.id
-                for task in self.manifest.tasks
-                if task.id in stay and task.stage in stages and not coming.isdisjoint(task.needs)
-            }
-            stay -= late
-            if not late:
-                break
-        return stay, sorted({self.manifest.jobs[task] for task in active - stay})
 
     def _sharded(self, pending: Sequence[Task]) -> dict[str, Path]:
         """The folders of the data sets that need not be sharded, by task."""
@@ -250,6 +159,7 @@ class Campaign:
         assert profile is not None
         coming = active | {task.id for task in pending}
         to_submit = [(array, self._request(array[0], profile)) for array in arrays(pack(pending), active)]
+        cluster_name = slurm.site_config().get("ClusterName", "")
         for array, request in to_submit:  # all of them can be asked for
             needed = [need for need in array[0].tasks[0].needs if need in coming]
             before = dict.fromkeys(self.manifest.jobs[need] for need in needed)
@@ -257,7 +167,7 @@ class Campaign:
                 before = dict.fromkeys(job.split("_")[0] for job in before)
             held.require()
             # A launcher that dies now leaves jobs whose ids nobody knows: the next finds them by their name.
-            name = f"{self.experiment.name}-{array[0].stage}-{secrets.token_hex(3)}"
+            name = f"{self.experiment.name}-{array[0].stage}-{secrets.token_hex(6)}"
             self.manifest = replace(self.manifest, submitting=name)
             self.manifest.write(self.path)
             ids = slurm.submit_array(
@@ -274,7 +184,8 @@ class Campaign:
             except TakenOver:  # whoever holds the manifest now does not know of these
                 slurm.cancel(ids)
                 raise
-            self._remember(array, ids)
+            self._remember(array, ids, slurm.Submission(name, os.getuid(), cluster_name))
+        self._remember_times()
 
     def _request(self, job: Job, profile: slurm.Profile) -> slurm.Request:
         """What a job asks Slurm for.
@@ -285,20 +196,33 @@ class Campaign:
         gpu_there = job.stage in GPU_STAGES and profile.has_gpus(job.stage)
         return profile.request(job.stage, request_of(job, gpu_there=gpu_there))
 
-    def _remember(self, array: list[Job], ids: Sequence[str]) -> None:
+    def _remember(self, array: list[Job], ids: Sequence[str], submission: slurm.Submission) -> None:
         """Write down job ids at once: a launcher that dies now must not submit them again."""
         jobs = {task.id: job_id for job, job_id in zip(array, ids, strict=True) for task in job.tasks}
-        self.manifest = replace(self.manifest.with_jobs(jobs), submitting="")
+        self.manifest = replace(self.manifest.with_jobs(jobs, submission), submitting="")
         self.manifest.write(self.path)
         view.print_array(array, ids)
+
+    def _remember_times(self) -> None:
+        """Write down when Slurm says that the jobs were submitted, by one question for all of them."""
+        submissions = dict(self.manifest.submissions)
+        untold = [number for number, said in submissions.items() if not said.submitted]
+        try:
+            times = slurm.submit_times(untold, submissions)
+        except slurm.SlurmError:  # their names alone tell them from others
+            return
+        for number, submitted in times.items():
+            submissions[number] = replace(submissions[number], submitted=submitted)
+        self.manifest = replace(self.manifest, submissions=submissions)
+        self.manifest.write(self.path)
 
     def _wait(self, asked: list[Task]) -> int:
         jobs = {task.id: self.manifest.jobs[task.id] for task in asked}
         ids = sorted(set(jobs.values()))
-        ended = slurm.job_states(ids)
+        ended = slurm.job_states(ids, self.manifest.job_identities)
         while any(state.state in ALIVE for state in ended.values()):
             time.sleep(5)
-            ended = slurm.job_states(ids)
+            ended = slurm.job_states(ids, self.manifest.job_identities)
         logs = self.folder / "logs"
         broken = {
             task: sorted(logs.glob(f"{job}_*_log.err"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import slurm
 from pipeline import view
+from pipeline.earlier_jobs import out_of_reach, require_within_reach
 from pipeline.errors import UserError
 from pipeline.lock import lock, lock_holder
 from pipeline.manifest import Manifest, Receipt, Task, damaged_files, read_error
@@ -32,7 +34,9 @@ def current_states(manifest: Manifest, folder: Path) -> list[TaskState]:
     done = done_tasks(manifest)
     undone = {job for task, job in manifest.jobs.items() if task not in done}
     if manifest.cluster == "slurm" and undone:
-        jobs = slurm.job_states(sorted(undone))
+        if why := out_of_reach(manifest):
+            print(f"{why}: nothing can be said of them here", file=sys.stderr)
+        jobs = slurm.job_states(sorted(undone), manifest.job_identities)
     alive = manifest.cluster == "local" and lock_holder(folder / "manifest.lock") is not None
     states = task_states(manifest, done, jobs, launcher_alive=alive)
     return [_published(manifest, state, folder) for state in states]
@@ -61,11 +65,12 @@ def cancel(folder: Path) -> int:
         print("nothing to cancel")
         return 0
 
+    require_within_reach(manifest, folder / "manifest.json")
     with lock(folder / "manifest.lock"):
-        states = slurm.job_states(sorted(set(manifest.jobs.values())))
+        states = slurm.job_states(sorted(set(manifest.jobs.values())), manifest.job_identities)
         alive = sorted(job for job, state in states.items() if state.state in ALIVE)
         if alive:
-            slurm.cancel(alive)
+            slurm.cancel(alive, manifest.job_identities)
         if manifest.submitting:  # by a launcher that died
             slurm.cancel_named(manifest.submitting)
     print(f"cancelled {len(alive)} jobs" if alive else "nothing to cancel")

@@ -25,6 +25,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.files import sync_folder, write_atomically
 from pipeline.garbage import no_garbage_collection
 from pipeline.stages import STAGES
+from slurm.identity import Submission, number_of
 
 Made = TypeVar("Made")
 FORMAT = 1  # of the manifest, the receipts and the store's layout
@@ -144,6 +145,9 @@ class Manifest:
     store: str
     tasks: tuple[Task, ...]
     jobs: dict[str, str] = field(default_factory=dict)  # task id → job id
+    submissions: dict[str, Submission] = field(
+        default_factory=dict
+    )  # number of a job or an array → what it is
     cluster: str = ""  # where the jobs are: local | slurm
     submitting: str = ""  # name of the jobs that are being submitted, until their ids are in `jobs`
     format: int = FORMAT
@@ -170,8 +174,28 @@ class Manifest:
         path = self.folder(task) / "receipt.json"
         return path if path.is_file() and self.receipt(task) is None else None
 
-    def with_jobs(self, jobs: dict[str, str]) -> Manifest:
-        changed = replace(self, jobs={**self.jobs, **jobs})
+    @property
+    def job_identities(self) -> dict[str, Submission]:
+        """What was submitted under each number; where an earlier version did not say, by the name it gave."""
+        older = {
+            number_of(job): Submission(f"{self.experiment['name']}-{task.split('/')[0]}-*")
+            for task, job in self.jobs.items()
+        }
+        return older | self.submissions
+
+    def with_jobs(self, jobs: dict[str, str], submission: Submission | None = None) -> Manifest:
+        """The manifest with more jobs; an older job of the same number is no more.
+
+        Args:
+            jobs: task id → job id.
+            submission: what they were submitted as.
+        """
+        numbers = {number_of(job) for job in jobs.values()}
+        kept = {task: job for task, job in self.jobs.items() if number_of(job) not in numbers}
+        made = dict.fromkeys(numbers, submission) if submission is not None else {}
+        submissions = {number: said for number, said in self.submissions.items() if number not in numbers}
+        submissions |= {number: said for number, said in made.items() if said is not None}
+        changed = replace(self, jobs={**kept, **jobs}, submissions=submissions)
         # Tasks are written anew for every array that is submitted, but made into text only once.
         changed.__dict__["_tasks_as_json"] = self._tasks_as_json
         return changed
@@ -179,6 +203,7 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Write it with one line a task."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tasks"}
+        fields["submissions"] = {number: asdict(said) for number, said in self.submissions.items()}
         lines = [f' "{name}": {_as_json(value)},\n' for name, value in sorted(fields.items())]
         text = "".join(["{\n", *lines, ' "tasks": [\n', self._tasks_as_json, "\n ]\n}\n"])
         path.parent.mkdir(parents=True, exist_ok=True)

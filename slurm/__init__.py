@@ -9,13 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slurm.commands import available, require_controller, require_slurm
+    from slurm.commands import available, require_controller, require_slurm, site_config
     from slurm.errors import SlurmError
+    from slurm.identity import Submission, number_of
     from slurm.job import StopFlag, job_id, requeue
     from slurm.local import JobEvent, LocalJob, LocalScheduler, visible_gpus
     from slurm.profiles import Profile, load_profile
     from slurm.resources import Request
-    from slurm.states import JobState, cancel, cancel_named, job_states
+    from slurm.states import JobState, cancel, cancel_named, job_states, submit_times
     from slurm.submission import submit_array
 
 __all__ = [
@@ -27,27 +28,32 @@ __all__ = [
     "Request",
     "SlurmError",
     "StopFlag",
+    "Submission",
     "available",
     "cancel",
     "cancel_named",
     "job_id",
     "job_states",
     "load_profile",
+    "number_of",
     "requeue",
     "require_controller",
     "require_slurm",
+    "site_config",
     "submit_array",
+    "submit_times",
     "visible_gpus",
 ]
 
 _NAMES = {  # of each module; the same as above
-    "commands": ("available", "require_controller", "require_slurm"),
+    "commands": ("available", "require_controller", "require_slurm", "site_config"),
     "errors": ("SlurmError",),
+    "identity": ("Submission", "number_of"),
     "job": ("StopFlag", "job_id", "requeue"),
     "local": ("JobEvent", "LocalJob", "LocalScheduler", "visible_gpus"),
     "profiles": ("Profile", "load_profile"),
     "resources": ("Request",),
-    "states": ("JobState", "cancel", "cancel_named", "job_states"),
+    "states": ("JobState", "cancel", "cancel_named", "job_states", "submit_times"),
     "submission": ("submit_array",),
 }
 

@@ -34,6 +34,12 @@ def require_controller() -> None:
         SlurmError: it is not, or its controller cannot be reached.
     """
     require_slurm()
+    several = os.environ.get("SLURM_CLUSTERS", "")
+    if "," in several or several == "all":
+        raise SlurmError(
+            f"SLURM_CLUSTERS is {several!r}, and the jobs of an experiment wait for each other on one"
+            " cluster: name one"
+        )
     try:
         ask(["scontrol", "ping"])
     except SlurmError as error:
@@ -43,14 +49,24 @@ def require_controller() -> None:
         ) from None
 
 
+def site_config() -> dict[str, str]:
+    """What Slurm's own configuration says, by key, such as ClusterName and MaxArraySize.
+
+    Raises:
+        SlurmError: scontrol does not answer.
+    """
+    pairs = (line.partition("=") for line in ask(["scontrol", "show", "config"]).splitlines())
+    return {key.strip(): value.strip() for key, separator, value in pairs if separator}
+
+
 def ask(command: Sequence[str]) -> str:
     """What a Slurm command prints.
 
     Raises:
         SlurmError: it is not there, fails, or does not answer.
     """
-    # Without this, a long list of pending array elements ends in "…".
-    environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
+    # Without the first, a long list of pending array elements ends in "…"; the others make times comparable.
+    environment = {**os.environ, "SLURM_BITSTR_LEN": "0", "TZ": "UTC", "SLURM_TIME_FORMAT": "standard"}
     try:
         ran = subprocess.run(
             command,

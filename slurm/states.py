@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from slurm.commands import ask
 from slurm.errors import SlurmError
+from slurm.identity import Submission, Submissions, number_of
 
 # fmt: off
 FINAL = frozenset([
@@ -70,7 +71,7 @@ class JobState:
     elapsed: str = ""
 
 
-def job_states(ids: Sequence[str]) -> dict[str, JobState]:
+def job_states(ids: Sequence[str], submissions: Submissions | None = None) -> dict[str, JobState]:
     """What has become of jobs, with one call of ``sacct`` for all of them.
 
     Without accounting, and for jobs that are still in the queue (accounting lags behind, and does not say why
@@ -78,6 +79,9 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
 
     Args:
         ids: job ids such as ``123`` or ``123_4``.
+        submissions: what was submitted under their numbers. Any other job that has got such a number is not
+            looked at: after Slurm's numbers began again, or on another cluster, it may be anybody's. None:
+            the numbers are taken to be right.
 
     Raises:
         SlurmError: neither command answers.
@@ -86,21 +90,40 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
     if not wanted:
         return {}
     try:
-        known = _from_sacct({job.split("_")[0] for job in wanted})
+        known = _states(_from_sacct({number_of(job) for job in wanted}), submissions)
     except SlurmError:  # a site without accounting
         known = {}
     if any(state.state not in FINAL - REQUEUED for state in _pick(wanted, known).values()):
-        known |= _from_squeue()
+        known |= _states(_from_squeue(), submissions)
     return _pick(wanted, known)
+
+
+def submit_times(numbers: Iterable[str], submissions: Submissions) -> dict[str, str]:
+    """When jobs were submitted, in UTC, with one call of ``squeue``; those it does not list are left out.
+
+    Args:
+        numbers: of jobs or arrays that were submitted a moment ago.
+        submissions: what was submitted under them.
+
+    Raises:
+        SlurmError: squeue does not answer.
+    """
+    asked = set(numbers)
+    times: dict[str, str] = {}
+    for row in _from_squeue():
+        number = number_of(row.job)
+        if number in asked and number in submissions and row.is_of(submissions[number]):
+            times[number] = min(row.submitted, times.get(number, row.submitted))
+    return times
 
 
 def _pick(jobs: Iterable[str], known: Mapping[str, JobState]) -> dict[str, JobState]:
     # An array that was cancelled before any element started is listed as one job. Whatever else stands under
     # an array's own id is one of its elements, which accounting has not yet noted down as such.
-    split = {job.split("_")[0] for job in known if "_" in job}
+    split = {number_of(job) for job in known if "_" in job}
     states = {}
     for job in jobs:
-        array = job.split("_")[0]
+        array = number_of(job)
         found, whole = known.get(job), known.get(array)
         if found is None and whole is not None and whole.state in WHOLE and array not in split:
             found = whole
@@ -108,15 +131,40 @@ def _pick(jobs: Iterable[str], known: Mapping[str, JobState]) -> dict[str, JobSt
     return states
 
 
-def cancel(ids: Sequence[str]) -> None:
+def cancel(ids: Sequence[str], submissions: Submissions | None = None) -> None:
     """Cancel jobs; those that have ended already are left alone.
+
+    Args:
+        ids: job ids.
+        submissions: what was submitted under their numbers; Slurm cancels a job only if its name and user are
+            these. None: the numbers are taken to be right.
 
     Raises:
         SlurmError: Slurm refuses.
     """
-    wanted = list(dict.fromkeys(ids))
-    for start in range(0, len(wanted), 1000):  # a command line has an end
-        ask(["scancel", "--quiet", *wanted[start : start + 1000]])
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for job in dict.fromkeys(ids):
+        only: tuple[str, ...] = ()
+        if submissions is not None:
+            known = submissions.get(number_of(job))
+            if known is None:
+                continue
+            if not known.name.endswith("*"):
+                only = (f"--name={known.name}",)
+            if known.user is not None:
+                only = (*only, f"--user={known.user}")
+        groups.setdefault(only, []).append(job)
+    refused: SlurmError | None = None
+    for only, wanted in groups.items():
+        for start in range(0, len(wanted), 1000):  # a command line has an end
+            try:
+                ask(["scancel", "--quiet", *only, *wanted[start : start + 1000]])
+            except SlurmError as error:  # as it says, too, of one that has ended a moment ago
+                refused = error
+    if refused is not None:
+        states = job_states([job for wanted in groups.values() for job in wanted], submissions)
+        if any(state.state not in FINAL | {"UNKNOWN", "COMPLETING"} for state in states.values()):
+            raise refused
 
 
 def cancel_named(name: str) -> None:
@@ -128,41 +176,68 @@ def cancel_named(name: str) -> None:
     ask(["scancel", "--quiet", f"--user={os.getuid()}", f"--name={name}"])
 
 
-def _from_sacct(jobs: Iterable[str]) -> dict[str, JobState]:
-    fields = "JobID,State,ExitCode,Elapsed,NodeList"
-    printed = ask(
-        [
-            "sacct",
-            "--noheader",
-            "--parsable2",
-            "--allocations",
-            f"--format={fields}",
-            "-j",
-            ",".join(sorted(jobs)),
-        ]
+@dataclass(frozen=True)
+class _Row:
+    """A line of sacct or squeue, in Slurm's words; ``reason`` is None where the command does not say it."""
+
+    job: str
+    state: str
+    exit_code: str
+    elapsed: str
+    node: str
+    reason: str | None = None
+    user: str = ""
+    cluster: str = ""
+    submitted: str = ""
+    name: str = ""
+
+    def is_of(self, submission: Submission) -> bool:
+        return submission.is_of(self.name, self.user, self.cluster, self.submitted)
+
+
+def _from_sacct(jobs: Iterable[str]) -> list[_Row]:
+    """Every job that ever had one of these numbers, and every start of one that was queued again."""
+    fields = "JobID,State,ExitCode,Elapsed,NodeList,UID,Cluster,Submit,JobName"
+    said = ["--noheader", "--parsable2", "--allocations", "--duplicates", f"--format={fields}"]
+    printed = ask(["sacct", *said, "-j", ",".join(sorted(jobs))])
+    rows = []
+    for line in printed.splitlines():
+        job, state, exit_code, elapsed, node, *identity = line.split("|", 8)
+        rows.append(_Row(job, state, exit_code, elapsed, node, None, *identity))
+    return sorted(rows, key=lambda row: row.submitted)  # of several, the last counts
+
+
+def _from_squeue() -> list[_Row]:
+    fields = (
+        "JobArrayID:64|,State:32|,exit_code:16|,TimeUsed:32|,NodeList:255|,Reason:255|,UserID:16|,Cluster:64|,"
+        "SubmitTime:24|,Name:255|"
     )
-    return _read(line.split("|") for line in printed.splitlines())
-
-
-def _from_squeue() -> dict[str, JobState]:
-    fields = "JobArrayID:64|,State:32|,exit_code:16|,TimeUsed:32|,NodeList:255|,Reason:255|"
     printed = ask(["squeue", "--me", "--noheader", "--array", "--states=all", "-O", fields])
-    return _read([part.strip() for part in line.split("|")] for line in printed.splitlines())
+    return [
+        _Row(*[part.strip() for part in line.removesuffix("|").split("|", 9)])
+        for line in printed.splitlines()
+        if "|" in line
+    ]
 
 
-def _read(rows: Iterable[Sequence[str]]) -> dict[str, JobState]:
+def _states(rows: Iterable[_Row], submissions: Submissions | None) -> dict[str, JobState]:
+    """The states of the jobs in some rows, without those of other jobs under the same numbers."""
     states = {}
-    for job, state, exit_code, elapsed, node, *more in rows:
-        word, _, detail = state.partition(" ")  # "CANCELLED by 1000"
-        why = more[0] if more else ""
-        if word == "CANCELLED" and not detail and not more:  # by nobody; accounting does not keep the reason
-            why = "DependencyNeverSatisfied"
+    for row in rows:
+        if submissions is not None:
+            submission = submissions.get(number_of(row.job))
+            if submission is None or not row.is_of(submission):
+                continue
+        word, _, detail = row.state.partition(" ")  # "CANCELLED by 1000"
+        why, exit_code = row.reason or "", row.exit_code
+        if word == "CANCELLED" and not detail and row.reason is None:
+            why = "DependencyNeverSatisfied"  # by nobody; accounting does not keep the reason
         tells = word == "PENDING" or (word in FINAL and why in ENDINGS)
         if exit_code.isdigit():  # squeue prints what wait() returns
             exit_code = f"{int(exit_code) >> 8}:{int(exit_code) & 127}"
-        node = "" if node in ("None assigned", "(null)") else node
-        for one in expand(job):
-            states[one] = JobState(word, _in_words(why) if tells else detail, node, exit_code, elapsed)
+        node = "" if row.node in ("None assigned", "(null)") else row.node
+        for one in expand(row.job):
+            states[one] = JobState(word, _in_words(why) if tells else detail, node, exit_code, row.elapsed)
     return states
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm.commands import ask, one_line, require_slurm
+from slurm.commands import ask, one_line, require_slurm, site_config
 from slurm.errors import SlurmError
 from slurm.gpus import gpu_options
 from slurm.job import HOLD_SIGNALS, MARKER, Call
@@ -238,11 +238,7 @@ def _require_safe_way(folder: Path) -> None:
 
 def max_array_size() -> int:
     """The most elements an array may have here (its greatest index is one less)."""
-    for line in ask(["scontrol", "show", "config"]).splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "MaxArraySize":
-            return max(1, int(value))
-    return 1
+    return max(1, int(site_config().get("MaxArraySize", "1")))
 
 
 def _dependency(after_ok: Sequence[str], after_any: Sequence[str]) -> str | None:

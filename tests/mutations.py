@@ -216,11 +216,18 @@ MUTATIONS = [
     ),
     Mutation(
         "jobs without a known id are cancelled by name",
-        "pipeline/campaign.py",
+        "pipeline/earlier_jobs.py",
         "slurm.cancel_named(before.submitting)",
         "pass",
         "tests/unit/test_campaign.py::"
         "test_jobs_of_a_launcher_that_died_while_submitting_are_found_by_their_name",
+    ),
+    Mutation(
+        "a job of the same number and another name is not ours",
+        "slurm/states.py",
+        "if submission is None or not row.is_of(submission):",
+        "if False:",
+        "tests/unit/test_slurm_states.py::test_job_of_the_same_number_is_ours_only_if_all_that_is_known_agrees",
     ),
     Mutation(
         "a requeued job of a lost node is not over",
@@ -282,7 +289,7 @@ MUTATIONS = [
     ),
     Mutation(
         "what waited for a failed job waits for the new one",
-        "pipeline/campaign.py",
+        "pipeline/earlier_jobs.py",
         "while stay:",
         "while False:",
         "tests/unit/test_campaign.py::test_what_waits_for_a_job_that_failed_waits_for_the_new_one",

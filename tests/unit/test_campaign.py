@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pipeline import inspection
 from pipeline.campaign import Campaign
 from pipeline.errors import UserError
 from pipeline.experiment_file import load_experiment
-from pipeline.manifest import Receipt, Task
+from pipeline.manifest import Manifest, Receipt, Task
 from slurm import JobState
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
@@ -27,6 +28,7 @@ class FakeSlurm:
         self.states: dict[str, JobState] = {}
         self.cancelled: list[str] = []
         self.submitted = 100
+        self.cluster, self.now = "here", "2026-01-01T00:00:00"
 
     def submit_array(self, calls, **options) -> list[str]:
         self.submitted += 1
@@ -46,8 +48,10 @@ def fake(monkeypatch) -> FakeSlurm:
     fake = FakeSlurm()
     monkeypatch.setattr(slurm, "require_controller", lambda: None)
     monkeypatch.setattr(slurm, "submit_array", fake.submit_array)
-    monkeypatch.setattr(slurm, "job_states", lambda ids: fake.states)
-    monkeypatch.setattr(slurm, "cancel", fake.cancelled.extend)
+    monkeypatch.setattr(slurm, "job_states", lambda ids, submissions=None: fake.states)
+    monkeypatch.setattr(slurm, "cancel", lambda ids, submissions=None: fake.cancelled.extend(ids))
+    monkeypatch.setattr(slurm, "site_config", lambda: {"ClusterName": fake.cluster})
+    monkeypatch.setattr(slurm, "submit_times", lambda numbers, submissions: dict.fromkeys(numbers, fake.now))
     return fake
 
 
@@ -234,3 +238,55 @@ def test_nothing_runs_here_while_slurm_has_jobs_of_it(tmp_path, fake, monkeypatc
     monkeypatch.setattr(slurm, "available", lambda: False)
     with pytest.raises(UserError, match="cannot be asked from here"):
         campaign(tmp_path, cluster="local").launch(STAGES)
+
+
+def test_a_launch_writes_down_what_its_jobs_are(tmp_path, fake):
+    launched = campaign(tmp_path)
+    launched.launch(STAGES)
+    assert len(launched.manifest.submissions) == len(fake.arrays)
+    for array in fake.arrays:
+        said = launched.manifest.submissions[array["ids"][0].split("_")[0]]
+        assert said == slurm.Submission(array["name"], os.getuid(), "here", fake.now)
+    assert Manifest.read(launched.path) == launched.manifest
+
+
+@pytest.mark.parametrize("verb", ["launch", "launch here", "cancel"])
+def test_jobs_on_another_cluster_are_neither_forgotten_nor_looked_for_here(tmp_path, fake, verb, monkeypatch):
+    campaign(tmp_path).launch(["shard"])
+    fake.arrays.clear()
+    fake.cluster = "jura"
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    with pytest.raises(
+        UserError, match=r"the Slurm cluster 'here', and this is 'jura': launch or cancel it from"
+    ):
+        if verb == "cancel":
+            inspection.cancel(tmp_path / "runs" / "tiny")
+        else:
+            campaign(tmp_path, cluster="local" if verb == "launch here" else None).launch(["shard"])
+    assert not fake.arrays and not fake.cancelled
+
+
+def test_jobs_of_another_user_are_not_submitted_a_second_time(tmp_path, fake, monkeypatch):
+    campaign(tmp_path).launch(["shard"])
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(UserError, match="by the user with the id"):
+        campaign(tmp_path).launch(["shard"])
+
+
+def test_a_number_that_comes_again_is_no_more_that_of_the_earlier_job(tmp_path, fake):
+    first = campaign(tmp_path)
+    first.launch(["shard", "pretrain"])
+    (pretraining, *_) = (job for task, job in first.manifest.jobs.items() if task.startswith("pretrain/"))
+    new = slurm.Submission("new")
+    later = first.manifest.with_jobs({"shard/tiny": pretraining}, new)
+    assert later.submissions[slurm.number_of(pretraining)] == new
+    assert [task for task, job in later.jobs.items() if job == pretraining] == ["shard/tiny"]
+
+
+def test_jobs_of_a_manifest_without_their_names_are_known_by_how_these_began(tmp_path, fake):
+    """Of an earlier version, whose jobs may still be in the queue."""
+    launched = campaign(tmp_path)
+    launched.launch(["shard"])
+    older = replace(launched.manifest, submissions={})
+    (number,) = {slurm.number_of(job) for job in older.jobs.values()}
+    assert older.job_identities == {number: slurm.Submission("tiny-shard-*")}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slurm import JobState, SlurmError, job_states
+import slurm
+from slurm import JobState, SlurmError, Submission, job_states
 from slurm.states import expand
 
 
@@ -105,3 +106,80 @@ def test_ranges_of_array_elements_expand():
     assert expand("7_[0-2,5%4]") == ["7_0", "7_1", "7_2", "7_5"]
     assert expand("7_3") == ["7_3"]
     assert expand("7") == ["7"]
+
+
+OURS = Submission("study-shard-1a2b3c", 1000, "alps", "2026-03-01T10:00:00")
+
+
+@pytest.mark.parametrize(
+    ("name", "user", "cluster", "submitted", "ours"),
+    [
+        ("study-shard-1a2b3c", "1000", "alps", "2026-03-01T10:00:00", True),
+        ("study-shard-1a2b3c", "1000", "alps", "2026-03-01T12:30:00", True),  # queued again since
+        ("study-shard-1a2b3c", "", "", "N/A", True),  # Slurm does not say
+        ("precious", "1000", "alps", "2026-03-01T10:00:00", False),
+        ("study-shard-9f9f9f", "1000", "alps", "2026-03-01T10:00:00", False),
+        ("study-shard-1a2b3c", "1001", "alps", "2026-03-01T10:00:00", False),
+        ("study-shard-1a2b3c", "1000", "jura", "2026-03-01T10:00:00", False),
+        ("study-shard-1a2b3c", "1000", "alps", "2026-03-01T09:59:59", False),
+    ],
+)
+def test_job_of_the_same_number_is_ours_only_if_all_that_is_known_agrees(
+    say, name, user, cluster, submitted, ours
+):
+    """After Slurm's numbers began again, or on another cluster."""
+    expected = "RUNNING" if ours else "UNKNOWN"
+    say(sacct=f"8|RUNNING|0:0|00:05:00|n3|{user}|{cluster}|{submitted}|{name}\n")
+    assert job_states(["8"], {"8": OURS})["8"].state == expected
+    say(sacct=None, squeue=f"8|RUNNING|0|0:05|n3|None|{user}|{cluster}|{submitted}|{name}|\n")
+    assert job_states(["8"], {"8": OURS})["8"].state == expected
+    assert job_states(["8"])["8"].state == "RUNNING", "who does not say what was submitted gets the number's"
+
+
+def test_accounting_tells_ours_from_a_later_job_of_the_same_number_and_from_its_own_earlier_start(say):
+    name = OURS.name
+    say(
+        sacct=f"8_0|PENDING|0:0|00:00:00||1000|alps|2026-03-01T11:00:00|{name}\n"
+        f"8_0|REQUEUED|0:0|00:01:00|n1|1000|alps|2026-03-01T10:00:00|{name}\n"
+        f"8_1|COMPLETED|0:0|00:01:00|n1|1000|alps|2026-03-01T10:00:00|{name}\n"
+        "8_1|RUNNING|0:0|00:01:00|n1|1000|alps|2027-01-01T10:00:00|pre|cious\n"
+    )
+    states = job_states(["8_0", "8_1"], {"8": OURS})
+    assert [state.state for state in states.values()] == ["PENDING", "COMPLETED"]
+
+
+def test_jobs_of_an_earlier_version_are_known_by_the_beginning_of_their_name(say):
+    say(sacct="8|RUNNING|0:0|00:05:00|n3|1000|alps|2026-03-01T10:00:00|study-shard-1a2b3c\n")
+    assert job_states(["8"], {"8": Submission("study-shard-*")})["8"].state == "RUNNING"
+    assert job_states(["8"], {"8": Submission("study-pretrain-*")})["8"].state == "UNKNOWN"
+
+
+def test_only_jobs_of_the_name_and_user_are_cancelled(say, tmp_path):
+    log = say(sacct="")
+    (tmp_path / "scancel").write_text(f'#!/bin/sh\necho "scancel $*" >> {log}\n')
+    (tmp_path / "scancel").chmod(0o755)
+    slurm.cancel(["8_0", "8_1", "9", "10"], {"8": OURS, "9": Submission("study-aggregate-*")})
+    assert log.read_text().splitlines() == [
+        "scancel --quiet --name=study-shard-1a2b3c --user=1000 8_0 8_1",
+        "scancel --quiet 9",
+    ]
+
+
+def test_when_jobs_were_submitted_is_asked_once_for_all(say):
+    log = say(
+        sacct=None,
+        squeue="8_0|PENDING|0|0:00||Priority|1000|alps|2026-03-01T10:00:05|a|\n"
+        "8_1|PENDING|0|0:00||Priority|1000|alps|2026-03-01T10:00:05|a|\n"
+        "9|PENDING|0|0:00||Priority|1000|alps|2026-03-01T10:00:05|b|\n",
+    )
+    known = {"8": Submission("a", 1000, "alps"), "9": Submission("x", 1000, "alps")}
+    assert slurm.submit_times(["8", "9"], known) == {"8": "2026-03-01T10:00:05"}
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_several_clusters_at_once_are_refused(monkeypatch, say):
+    say(sacct=None)
+    monkeypatch.setattr("slurm.commands.available", lambda: True)
+    monkeypatch.setenv("SLURM_CLUSTERS", "alps,jura")
+    with pytest.raises(SlurmError, match="name one"):
+        slurm.require_controller()
