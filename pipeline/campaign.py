@@ -15,6 +15,7 @@ from pipeline import view
 from pipeline.earlier_jobs import carry_over, without_overtaken
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
+from pipeline.inventory import change_since_sharding, changed_tables
 from pipeline.jobs import Job, TaskJob, arrays, pack
 from pipeline.live import live
 from pipeline.lock import Lock, TakenOver, lock
@@ -75,7 +76,8 @@ class Campaign:
             self.manifest, active = carry_over(self.manifest, self.path, cluster.name)
             active, overtaken = without_overtaken(self.manifest, stages, active)
             pending = self._startable(pending_tasks(self.manifest, stages, active), active)
-            preflight(pending, self._sharded(pending))
+            preflight(pending, sharded := self._sharded(pending))
+            self._warn_of_changes(sharded)
             still = {task.id for task in pending_tasks(self.manifest, stages, active)}
             pending = [task for task in pending if task.id in still]  # another experiment shares the store
             if overtaken:
@@ -107,6 +109,16 @@ class Campaign:
             for task in self.manifest.tasks
             if task.stage == "shard" and task.id not in waiting and self.manifest.receipt(task)
         }
+
+    def _warn_of_changes(self, sharded: Mapping[str, Path]) -> None:
+        """Say which data sets have changed since they were sharded, and which are sharded again for it."""
+        here = (Path(self.manifest.store), self.folder.parent)
+        for task in self.manifest.tasks:
+            if task.stage != "shard":
+                continue
+            tables = changed_tables(task, self.path)
+            if line := tables or change_since_sharding(task, sharded.get(task.id), but=here):
+                print(f"warning: {line}", file=sys.stderr)
 
     def _startable(self, pending: list[Task], active: set[str]) -> list[Task]:
         """Leave out, with a word, the tasks whose needs neither are done nor will be run.

@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pipeline.contents import of_dataset, of_weights
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.manifest import Task
 from pipeline.methods.registry import METHODS, searched_option
+from pipeline.settings import identity
 from pipeline.specs import (
     AggregateSpec,
     Architecture,
@@ -27,28 +29,27 @@ from pipeline.specs import (
     Strict,
 )
 
-FORMATS = {
-    "shard": 1,
-    "search": 5,
-    "pretrain": 4,
-    "finetune": 4,
-    "aggregate": 3,
-}  # raise one when a stage's results change
+# Raise one when a stage's results, or a default that counts for it, change. What is not released yet may ride
+# on the same number.
+FORMATS = {"shard": 2, "search": 6, "pretrain": 5, "finetune": 5, "aggregate": 4}
 
 SEARCH_SHORTENS = {"teacher_warmup_epochs", "freeze_last_layer_epochs"}  # options counted in epochs
 
 
-def plan(experiment: Experiment) -> tuple[Task, ...]:
+def plan(experiment: Experiment, contents: Mapping[str, str] | None = None) -> tuple[Task, ...]:
     """Every task of an experiment, each after the tasks it needs.
+
+    Args:
+        contents: SHA-256 of files that decide results, by absolute path (:mod:`pipeline.contents`).
 
     Raises:
         UserError: two tasks would have one name: data set ``a-b`` with method ``c``, and ``a`` with ``b-c``.
     """
+    contents = contents or {}
     tasks: list[Task] = []
     for dataset in experiment.all_datasets:
-        shard = make_task(
-            "shard", dataset.name, ShardSpec(dataset=_absolute(dataset)), (), experiment.resources.shard
-        )
+        spec = ShardSpec(dataset=_absolute(dataset), contents=of_dataset(dataset, contents))
+        shard = make_task("shard", dataset.name, spec, (), experiment.resources.shard)
         tasks.append(shard)
         for label in experiment.methods:
             searches: dict[tuple[Architecture, ...], Task] = {}
@@ -56,17 +57,20 @@ def plan(experiment: Experiment) -> tuple[Task, ...]:
                 needs = [shard]
                 if searched_option(experiment.options_of(label)):
                     if tuple(archs) not in searches:  # one, with the first seed, decides for all
-                        searches[tuple(archs)] = _search_task(experiment, dataset, label, archs, seed, shard)
+                        given = _pretrain_spec(experiment, dataset, label, archs, seed, contents)
+                        searches[tuple(archs)] = _search_task(experiment, given, archs, shard)
                         tasks.append(searches[tuple(archs)])
                     needs.append(searches[tuple(archs)])
-                pretrain = _pretrain_task(experiment, dataset, label, archs, seed, needs)
+                given = _pretrain_spec(experiment, dataset, label, archs, seed, contents)
+                name = f"{dataset.name}-{label}-{'-'.join(archs)}-s{seed}"
+                pretrain = make_task("pretrain", name, given, needs, experiment.resources.pretrain)
                 tasks.append(pretrain)
                 alone = len(experiment.pretraining_seeds_of(label)) == 1
                 seeds = experiment.seeds if alone else [seed]
                 for arch in archs:
                     tasks += _finetune_tasks(experiment, dataset, label, arch, seeds, (shard, pretrain))
-    spec = AggregateSpec(experiment=experiment.name, report=experiment.report, seeds=experiment.seeds)
-    tasks.append(make_task("aggregate", experiment.name, spec, tasks, experiment.resources.aggregate))
+    asked = AggregateSpec(experiment=experiment.name, report=experiment.report, seeds=experiment.seeds)
+    tasks.append(make_task("aggregate", experiment.name, asked, tasks, experiment.resources.aggregate))
     for name, times in Counter(task.id for task in tasks).items():
         if times > 1:
             raise UserError(f"two tasks would be called {name}: give data sets and methods names that differ")
@@ -74,20 +78,23 @@ def plan(experiment: Experiment) -> tuple[Task, ...]:
 
 
 def make_task(stage: str, name: str, spec: Strict, needs: Iterable[Task], resources: Resources) -> Task:
-    """A task with its key: SHA-256 over stage, that stage's format, the specification and the needs' keys."""
+    """A task with its key.
+
+    That is a SHA-256 over stage, that stage's format, what of the specification decides the result
+    (:func:`pipeline.settings.identity`) and the needs' keys.
+    """
     needs = tuple(needs)
-    content = spec.model_dump(mode="json")
-    identity = {
+    hashed = {
         "stage": stage,
         "format": FORMATS[stage],
-        "spec": content,
+        "spec": identity(spec),
         "needs": sorted(need.key for need in needs),
     }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
     return Task(
         id=f"{stage}/{name}",
         stage=stage,
-        spec=content,
+        spec=spec.model_dump(mode="json"),
         needs=tuple(need.id for need in needs),
         key=key,
         resources=resources.model_dump(mode="json"),
@@ -101,11 +108,8 @@ def _pretrainings(experiment: Experiment, label: str) -> list[tuple[list[Archite
     return [(group, seed) for group in together for seed in experiment.pretraining_seeds_of(label)]
 
 
-def _search_task(
-    experiment: Experiment, dataset: Dataset, label: str, archs: list[Architecture], seed: int, shard: Task
-) -> Task:
+def _search_task(experiment: Experiment, spec: PretrainSpec, archs: list[Architecture], shard: Task) -> Task:
     """A training of its own length, whose warm-ups have the share of it that they have of the pretraining."""
-    spec = _pretrain_spec(experiment, dataset, label, archs, seed)
     epochs, options = float(spec.options["search_epochs"]), dict(spec.options)
     shorter = min(1.0, epochs / spec.train.epochs)
     train = {"epochs": epochs, "warmup_epochs": spec.train.warmup_epochs * shorter}
@@ -114,35 +118,28 @@ def _search_task(
     spec = SearchSpec.model_validate(
         spec.model_dump() | {"train": spec.train.model_dump() | train, "options": options}
     )
-    name = f"{dataset.name}-{label}-{'-'.join(archs)}"
+    name = f"{spec.dataset}-{spec.label}-{'-'.join(archs)}"
     return make_task("search", name, spec, (shard,), experiment.resources.search)
 
 
-def _pretrain_task(
+def _pretrain_spec(
     experiment: Experiment,
     dataset: Dataset,
     label: str,
     archs: list[Architecture],
     seed: int,
-    needs: list[Task],
-) -> Task:
-    spec = _pretrain_spec(experiment, dataset, label, archs, seed)
-    name = f"{dataset.name}-{label}-{'-'.join(archs)}-s{seed}"
-    return make_task("pretrain", name, spec, needs, experiment.resources.pretrain)
-
-
-def _pretrain_spec(
-    experiment: Experiment, dataset: Dataset, label: str, archs: list[Architecture], seed: int
+    contents: Mapping[str, str],
 ) -> PretrainSpec:
-    backbones = experiment.backbones_of(label)
+    backbones = {arch: _absolute_weights(experiment.backbones_of(label)[arch]) for arch in archs}
     return PretrainSpec(
         dataset=dataset.name,
         label=label,
         method=experiment.method_of(label),
         options=experiment.options_of(label),
-        backbones={arch: _absolute_weights(backbones[arch]) for arch in archs},
+        backbones=backbones,
         train=experiment.training_of(label),
         seed=seed,
+        contents=of_weights(backbones, contents),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import view
+from pipeline.contents import read_contents
 from pipeline.experiment import Experiment
 from pipeline.jobs import pack
 from pipeline.manifest import Manifest
@@ -16,7 +17,7 @@ from pipeline.states import done_tasks, pending_tasks
 
 def planned(experiment: Experiment, store: Path) -> Manifest:
     """An experiment with its tasks, none of which has a job yet."""
-    return Manifest(experiment.resolved(), str(store.absolute()), plan(experiment))
+    return Manifest(experiment.resolved(), str(store.absolute()), plan(experiment, read_contents(experiment)))
 
 
 def print_plan(manifest: Manifest, stages: Sequence[str]) -> None:

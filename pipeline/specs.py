@@ -1,8 +1,8 @@
-"""What decides a task's result: one typed specification a stage, and the resources it runs on.
+"""What a task is to do: one typed specification a stage, and the resources it runs on.
 
 The planner makes specifications from an experiment; a stage reads its own with
-``PretrainSpec.model_validate(task.spec)``. Everything in a specification is part of the task's key;
-resources are not. Nothing here imports torch.
+``PretrainSpec.model_validate(task.spec)``. :mod:`pipeline.settings` says which of the settings decide results
+and so are part of a task's key; resources never are. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -299,8 +299,12 @@ class ReportSettings(Strict):
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
 
+Contents = dict[str, str]  # SHA-256 of what decides a result and lies in a file, by the file's role
+
+
 class ShardSpec(Strict):
     dataset: Dataset
+    contents: Contents = {}  # of the table of labels
 
 
 class PretrainSpec(Strict):
@@ -311,6 +315,7 @@ class PretrainSpec(Strict):
     backbones: dict[Architecture, Backbone]  # both for a joint method, else one
     train: Training
     seed: int
+    contents: Contents = {}  # of files with initial weights, by architecture
 
 
 class SearchSpec(PretrainSpec):

@@ -137,7 +137,7 @@ def _export(trained: Trained, folder: Path, spec: PretrainSpec) -> None:
         "options": spec.options,
         "epochs": spec.train.epochs if trained.steps else 0,
         "steps": trained.steps,
-        "batch_size": spec.train.batch_size,
+        **({"batch_size": spec.train.batch_size} if trained.steps else {}),
         "image_size": spec.train.image_size,
         "seed": spec.seed,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import shards
 from pipeline.errors import UserError
+from pipeline.inventory import take_inventory, write_inventory
 from pipeline.manifest import Task
 from pipeline.specs import FOR_SOURCES, Dataset, ShardSpec
 from pipeline.stages.work import Outcome, Work
@@ -27,6 +28,7 @@ def run(work: Work) -> Outcome:
     """
     dataset = ShardSpec.model_validate(work.task.spec).dataset
     options = options_of(dataset, processes=work.resources.cpus_per_rank)
+    write_inventory(work.folder, take_inventory(dataset))  # before an image is read
     index = shards.write(source_of(dataset), work.folder, options, progress=work.progress)
     for warning in index.warnings:
         print(f"warning: {warning}", flush=True)
