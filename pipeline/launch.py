@@ -34,6 +34,7 @@ VERBS = {
     "status": "how far every task is, with one question to the cluster",
     "cancel": "cancel the experiment's jobs",
     "verify": "hash every finished task's files again; --repair plans damaged tasks anew",
+    "clean": "list what no experiment in --runs needs of --store; --yes removes it",
     "predict": "what a fine-tuned model says of --images, as a CSV table",
     "experiments": "list the ready experiments",
     "show": "print the experiment with every default written out",
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     made.add_argument("--wait", action="store_true", help="on Slurm: stay until all jobs have ended")
     made.add_argument("--repair", action="store_true", help="verify: have damaged tasks run again")
+    made.add_argument("--yes", action="store_true", help="clean: remove what is listed")
     made.add_argument(
         "--images",
         metavar="DIR|CSV",
@@ -134,6 +136,10 @@ def run(given: argparse.Namespace) -> int:
         )
     if given.verb in ("status", "cancel", "verify", "predict"):
         return _existing(given)
+    if given.verb == "clean":
+        from pipeline.cleaning import clean
+
+        return clean(given.store, given.runs, yes=given.yes)
     from pipeline import experiment_file, view
 
     if given.verb == "experiments":
