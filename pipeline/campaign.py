@@ -15,6 +15,7 @@ from pipeline import view
 from pipeline.earlier_jobs import carry_over, without_overtaken
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
+from pipeline.files import write_atomically
 from pipeline.inventory import change_since_sharding, changed_tables
 from pipeline.jobs import Job, TaskJob, arrays, pack
 from pipeline.live import live
@@ -91,7 +92,7 @@ class Campaign:
                 if path := self.manifest.damaged_receipt(task):
                     print(f"{path} is not as it was written: {task.id} runs again", file=sys.stderr)
                 for stale in ("error.json", "progress.json", "receipt.json"):
-                    (self.manifest.folder(task) / stale).unlink(missing_ok=True)
+                    _remove(self.manifest.folder(task) / stale)
             if cluster.name == "local":
                 return self._run_here(pending)
             self._submit(pending, active, cluster.profile, held)
@@ -279,11 +280,27 @@ def request_of(job: Job, *, gpu_there: bool) -> slurm.Request:
     )
 
 
+def _remove(path: Path) -> None:
+    """Remove a file, or a link or pipe in its place.
+
+    Raises:
+        UserError: it is a folder.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:  # below a file in the place of the task's folder: the job says so
+        return
+    except OSError:
+        if not path.is_dir():
+            raise
+        raise UserError(f"{path} is a folder; expected a file: remove it") from None
+
+
 def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
-        probe.write_bytes(b"?")  # an empty file fits on a full disk
+        write_atomically(probe, b"?", sync=False)  # an empty file fits on a full disk
         probe.unlink()
     except FileExistsError:
         raise UserError(f"{folder} is a file; expected a folder, or a name that is free") from None

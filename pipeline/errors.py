@@ -10,6 +10,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -60,14 +61,26 @@ def redact(text: str) -> str:
     return text
 
 
+# Of text from files: what moves a terminal's cursor, changes its title or colours, breaks a line, or turns
+# the direction of what follows.
+_CONTROLS = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: control characters but line breaks as escapes, such as ``\\x1b``."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def one_line(error: BaseException) -> str:
-    """An error's message on one line, whatever the input it quotes, without secrets."""
-    return " ".join(redact(str(error)).split()) or type(error).__name__
+    """An error's message on one line, whatever it quotes, without secrets and control characters."""
+    return printable(" ".join(redact(str(error)).split())) or type(error).__name__
 
 
 def redacted_traceback(error: BaseException) -> str:
     """An error's whole traceback without secrets."""
-    return redact("".join(traceback.format_exception(error)))
+    return printable(redact("".join(traceback.format_exception(error))))
 
 
 def redact_uncaught() -> None:

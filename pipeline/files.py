@@ -1,4 +1,8 @@
-"""Files that are whole or not there, and who may read them."""
+"""Files that are whole or not there, who may read them, and what may be read in a store of several people.
+
+Whoever else may write to a folder can have put a link, a pipe or a device where a file is expected: nothing
+is written through a link below the store, and nothing waits for a pipe.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import UserError
 
@@ -58,6 +65,87 @@ def write_atomically(path: Path, content: bytes | memoryview, *, sync: bool = Tr
         part.unlink(missing_ok=True)
     if sync:
         sync_folder(path.parent)
+
+
+MOST_BYTES = 1 << 30  # of a file that is read whole
+
+
+def open_regular(path: str | Path, *, follow: bool = True) -> BinaryIO:
+    """Open a file for reading; a pipe, which would block, or a device, which may have no end, is refused.
+
+    Args:
+        path: of the file.
+        follow: whether a link in its place is gone through.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is no regular one.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    number = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(number, "rb", buffering=0)
+
+
+def read_regular(path: str | Path, *, most: int = MOST_BYTES, follow: bool = False) -> bytes:
+    """The content of a regular file of at most so many bytes.
+
+    Raises:
+        OSError: as :func:`open_regular`, or it is larger.
+    """
+    with open_regular(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
+        return file.read()
+
+
+def make_folder_below(root: Path, relative: str) -> Path:
+    """Make a folder and those above it, below one that may be anywhere, without going through links.
+
+    Args:
+        root: is made where missing; links to it are the user's own.
+        relative: of the folder, from there.
+
+    Raises:
+        UserError: a link, or a file, stands in the place of a folder.
+        OSError: it cannot be made.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    opened = os.open(root, flags & ~os.O_NOFOLLOW)
+    path = root
+    try:
+        for name in Path(relative).parts:
+            path = path / name
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=opened)
+            try:
+                inner = os.open(name, flags, dir_fd=opened)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
+                what = "a link" if path.is_symlink() else "a file"
+                raise UserError(
+                    f"{path} is {what}; below the store nothing is written through links: remove it, or put a"
+                    " folder in its place"
+                ) from None
+            os.close(opened)
+            opened = inner
+    finally:
+        os.close(opened)
+    return path
+
+
+def odd_entries(folder: Path) -> Iterator[Path]:
+    """What in a folder, at any depth, is neither a regular file nor a folder: links, pipes, devices."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from odd_entries(Path(entry.path))
+            elif not entry.is_file(follow_symlinks=False):
+                yield Path(entry.path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline.earlier_jobs import out_of_reach, require_within_reach
 from pipeline.errors import UserError
 from pipeline.lock import lock, lock_holder
 from pipeline.manifest import Manifest, Receipt, Task, damaged_files, read_error
+from pipeline.printing import say
 from pipeline.publication import is_published
 from pipeline.states import ALIVE, TaskState, done_tasks, task_states, to_json
 
@@ -94,7 +95,7 @@ def verify(folder: Path, *, repair: bool = False) -> int:
             damaged[task.id] = found
     problems = [problem for found in damaged.values() for problem in found]
     for problem in problems:
-        print(problem)
+        say(problem)
     print(f"{finished} of {len(manifest.tasks)} tasks are done; {len(problems)} damaged files")
     if repair and problems:
         with lock(folder / "manifest.lock"):

@@ -63,6 +63,7 @@ class LocalWatcher:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 1))
         for _ in range(4):
@@ -78,7 +79,7 @@ class LocalWatcher:
             if name not in self.ended:
                 task, done, total, text = self._current(self.jobs[name])
                 bar = ProgressBar(total=total or 1, completed=done, width=28)
-                table.add_row(task, bar, text, f"{time.monotonic() - started:.0f} s")
+                table.add_row(Text(task), bar, Text(text), f"{time.monotonic() - started:.0f} s")
         return Group(table)
 
     def _current(self, job: Job) -> tuple[str, float, float, str]:

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
+from pipeline.files import read_regular
 from pipeline.manifest import now
 from pipeline.process import user_name
 
@@ -30,6 +31,7 @@ class TakenOver(UserError):
     """A lock that was held is somebody else's now."""
 
 
+MOST_OF_A_LOCK = 1 << 16  # bytes
 BEAT_S = 5.0
 DEAD_S = 30.0  # a holder elsewhere that has not counted up for so long, while we looked, is gone
 _UNSEEN = "unseen"  # in place of the start of a process that is there, and of which no more can be told
@@ -166,7 +168,7 @@ def _is_dead_elsewhere(path: Path, holder: dict[str, Any]) -> bool:
     if holder.get("host") is None or _is_alive(holder):
         return False
     print(
-        f"{path} is held by {_who(holder)}: looking for {DEAD_S:.0f} s whether it is alive",
+        printable(f"{path} is held by {_who(holder)}: looking for {DEAD_S:.0f} s whether it is alive"),
         file=sys.stderr,
         flush=True,
     )
@@ -197,12 +199,14 @@ def _remove(path: Path, expected: dict[str, Any] | None) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """What a lock's file says; None if there is none, empty if it cannot be read."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(read_regular(path, most=MOST_OF_A_LOCK))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    if not isinstance(said, dict) or not isinstance(said.get("pid", 0), int):
+        return {}
+    return {name: printable(value) if isinstance(value, str) else value for name, value in said.items()}
 
 
 def _encode(mine: dict[str, Any], beat: int) -> bytes:

@@ -8,6 +8,7 @@ its ``receipt.json``, written last: no receipt, or one with another key, means n
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,10 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.errors import UserError, nearest
-from pipeline.files import sync_folder, write_atomically
+from pipeline.errors import UserError, nearest, printable
+from pipeline.files import MOST_BYTES, open_regular, read_regular, sync_folder, write_atomically
 from pipeline.garbage import no_garbage_collection
+from pipeline.metrics import are_sound
 from pipeline.stages import STAGES
 from slurm.identity import Submission, number_of
 
@@ -33,6 +35,9 @@ _HUGE = re.compile(
     rb"[ :,\[\n]-?[0-9][0-9.]*(?:(?<=[0-9.]{300})|[eE]\+?[0-9]{3})"
 )  # may overflow to infinity
 _SUM, _SUM_END = b',\n "sum": "', b'"\n}\n'  # around the checksum at the end of a receipt
+# Nothing there, or something in its place that is no file: a folder, a link, a pipe, a device.
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+MOST_OF_AN_ERROR = 1 << 20  # bytes of an error.json
 BOOKKEEPING = {"receipt.json", "error.json", "progress.json"}  # never part of a receipt's files
 
 
@@ -116,10 +121,11 @@ class Receipt:
             OSError: it is there and cannot be read now.
         """
         try:
-            with open(f"{folder}/receipt.json", "rb", buffering=0) as file:
-                content = file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+            content = read_regular(f"{folder}/receipt.json")
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return None
+            raise
         head, mark, said_sum = content.rpartition(_SUM)  # those of the first versions have none
         if mark and said_sum != hashlib.sha256(head).hexdigest().encode() + _SUM_END:
             return None
@@ -133,7 +139,7 @@ class Receipt:
                 )
             return None
         sound = receipt.key == key and all(_sound_entry(*entry) for entry in receipt.files.items())
-        return receipt if sound else None
+        return receipt if sound and are_sound(receipt.stage, receipt.metrics) else None
 
 
 @dataclass(frozen=True)
@@ -167,12 +173,13 @@ class Manifest:
         return Path(self.store) / task.folder
 
     def receipt(self, task: Task) -> Receipt | None:
-        return Receipt.read(self.folder(task), task.key)
+        receipt = Receipt.read(self.folder(task), task.key)
+        return receipt if receipt is None or receipt.stage == task.stage else None
 
     def damaged_receipt(self, task: Task) -> Path | None:
         """The file of a receipt that is there and does not count; None if it counts or is not there."""
         path = self.folder(task) / "receipt.json"
-        return path if path.is_file() and self.receipt(task) is None else None
+        return path if os.path.lexists(path) and self.receipt(task) is None else None
 
     @property
     def job_identities(self) -> dict[str, Submission]:
@@ -225,7 +232,7 @@ class Manifest:
             UserError: missing, damaged, or of another format version.
         """
         try:
-            content = path.read_bytes()
+            content = read_regular(path, follow=True)
         except OSError as error:
             raise UserError(f"cannot read the manifest {path}: {error.strerror}") from None
         manifest = _read_strictly(_MANIFESTS, content)
@@ -282,17 +289,25 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 
 def read_error(folder: Path) -> dict[str, Any] | None:
-    """What a failed task left in ``error.json``, or None."""
-    return _read_object(folder / "error.json")
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no such file, or anything else in it."""
+    """What a failed task left in ``error.json``, or None: texts on one line, without control characters."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return _object_in(file.read())
+        said = _object_in(read_regular(folder / "error.json", most=MOST_OF_AN_ERROR))
     except OSError:
         return None
+    if said is None:
+        return None
+    error: dict[str, Any] = {name: _text(said.get(name)) for name in ("kind", "message", "host", "at")}
+    trace = said.get("traceback")
+    return error | {
+        "user_error": said.get("user_error") is True,
+        "rank": said["rank"] if isinstance(said.get("rank"), int) else None,
+        "log": _text(said["log"]) if isinstance(said.get("log"), str) else None,
+        "traceback": [_text(line) for line in trace] if isinstance(trace, list) else [],
+    }
+
+
+def _text(value: Any) -> str:
+    return " ".join(printable(value).split()) if isinstance(value, str) else ""
 
 
 def _object_in(content: bytes) -> dict[str, Any] | None:
@@ -356,7 +371,7 @@ def sha256_file(path: Path, *, sync: bool = False) -> str:
         sync: whether to wait until they are on disk.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if sync:
             os.fsync(file.fileno())
         while block := file.read(1 << 20):
@@ -436,13 +451,15 @@ def read_sound(folder: Path, receipt: Receipt, name: str) -> bytes:
     Raises:
         Damaged: as :func:`damaged_files` would say it.
     """
-    path = f"{folder}/{name}"
+    path, said = f"{folder}/{name}", receipt.files.get(name)
     try:
-        with open(path, "rb", buffering=0) as file:
-            content = file.read()
-    except (FileNotFoundError, IsADirectoryError):
-        raise Damaged(f"{path}: missing") from None
-    said = receipt.files.get(name)
+        content = read_regular(path, follow=True, most=MOST_BYTES if said is None else said["bytes"])
+    except OSError as error:
+        if error.errno == errno.EFBIG and said is not None:
+            raise Damaged(f"{path}: {os.stat(path).st_size} bytes, expected {said['bytes']}") from None
+        if error.errno in NO_FILE:
+            raise Damaged(f"{path}: missing") from None
+        raise
     if said is not None and len(content) != said["bytes"]:
         raise Damaged(f"{path}: {len(content)} bytes, expected {said['bytes']}")
     if said is not None and hashlib.sha256(content).hexdigest() != said["sha256"]:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from pipeline.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -36,13 +38,14 @@ def say(text: str, *, style: str = "", stderr: bool = False, end: str = "\n") ->
     """Print a text as it is: brackets in it are no markup.
 
     Args:
-        text: lines. Of what no line should hold, rich leaves out or expands some: a bell, a tab.
+        text: lines; control characters in them are printed as escapes, since they may come from a file.
         style: rich's, such as ``red``; on a terminal only.
         stderr: whether it goes to stderr.
         end: what is printed after it.
     """
     stream = sys.stderr if stderr else sys.stdout
-    if _may_colour(stream) or not all(line.isprintable() for line in text.split("\n")):
+    text = printable(text)
+    if _may_colour(stream):
         console(stderr=stderr).print(text, style=style or None, markup=False, end=end)
     else:
         print(text, end=end, file=stream, flush=True)
@@ -55,6 +58,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         header: names of the columns.
         rows: cells, a character wide each character; those that are a key of ``STYLES`` are coloured.
     """
+    rows = [tuple(map(printable, row)) for row in rows]
     coloured = _may_colour(sys.stdout)
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     if sum(widths) + 2 * len(widths) > (console().width if coloured else PIPE_COLUMNS):

@@ -7,18 +7,21 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.errors import printable
+from pipeline.files import read_regular
 from pipeline.manifest import Receipt, Task
 from pipeline.stages import TRAINING_STAGES
 
 WARNING_STAGES = ("shard", *TRAINING_STAGES)  # whose receipts may have warnings among their metrics
+MOST_OF_PROGRESS = 1 << 16  # bytes of a progress.json
 MOST_WARNINGS = 5  # of one task, for people to read
 
 
 def read_progress(folder: Path) -> tuple[float, float, str] | None:
     """What ``Work.progress`` last said in this folder: done, total, text; None if nothing yet."""
     try:
-        said = json.loads((folder / "progress.json").read_bytes())
-        done, total, text = float(said["done"]), float(said["total"]), str(said["text"])
+        said = json.loads(read_regular(folder / "progress.json", most=MOST_OF_PROGRESS))
+        done, total, text = float(said["done"]), float(said["total"]), printable(str(said["text"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return (done, total, text) if math.isfinite(done) and math.isfinite(total) else None
@@ -36,7 +39,7 @@ def warnings_of(tasks: Iterable[tuple[Task, Receipt | None]]) -> dict[str, list[
     for task, receipt in tasks:
         if task.stage not in WARNING_STAGES or receipt is None:
             continue
-        warnings = [" ".join(str(line).split()) for line in receipt.metrics.get("warnings", ())]
+        warnings = [printable(" ".join(line.split())) for line in receipt.metrics.get("warnings", ())]
         shown, more = warnings[:MOST_WARNINGS], len(warnings) - MOST_WARNINGS
         if more > 0:
             shown.append(f"{more} more, in {task.folder}/receipt.json of the store")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import one_line, printable
+from pipeline.files import open_regular
 from pipeline.manifest import Manifest, Task, read_error
 from pipeline.printing import console, print_table, say
 from pipeline.progress import WARNING_STAGES, warnings_of
@@ -16,6 +19,8 @@ from pipeline.states import ORDER, TaskState, counts
 if TYPE_CHECKING:
     from pipeline.jobs import Job
     from slurm import Profile
+
+MOST_OF_A_LOG = 1 << 22  # bytes at its end that are looked through
 
 
 def print_experiments(ready: Mapping[str, Path]) -> None:
@@ -31,7 +36,7 @@ def print_experiments(ready: Mapping[str, Path]) -> None:
 def print_yaml(value: Any) -> None:
     import yaml
 
-    print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+    print(printable(yaml.safe_dump(value, sort_keys=False, allow_unicode=True)), end="")
 
 
 def print_cluster(name: str, profile: Profile | None, asked: str) -> None:
@@ -141,8 +146,8 @@ def print_outcome(
 def _error_in_logs(task: str, logs: Iterable[Sequence[Path]]) -> dict[str, Any] | None:
     """A user's error that a job could only print, as error.json would say it."""
     start = f"error: {task}: "
-    for log in (log for some in logs for log in some if log.is_file()):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for log in (log for some in logs for log in some):
+        for line in _lines_of(log):
             if line.startswith(start):
                 return {"user_error": True, "message": line.removeprefix(start)}
     return None
@@ -150,11 +155,21 @@ def _error_in_logs(task: str, logs: Iterable[Sequence[Path]]) -> dict[str, Any] 
 
 def _last_line(logs: Sequence[Path]) -> str:
     for log in logs:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-        said = [line for line in lines if line.strip()]
+        said = [line for line in _lines_of(log) if line.strip()]
         if said:
             return said[-1]
     return "its log is empty"
+
+
+def _lines_of(log: Path) -> list[str]:
+    """The end of a log; nothing where there is none."""
+    try:
+        with open_regular(log) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - MOST_OF_A_LOG))
+            return file.read(MOST_OF_A_LOG).decode("utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
 
 
 def print_warnings(manifest: Manifest, tasks: Iterable[Task], *, stderr: bool = True) -> None:
@@ -176,7 +191,10 @@ def print_tables(folder: Path) -> None:
     if (tables / "summary.csv").is_file():
         from pipeline.report.terminal import terminal
 
-        console().print(terminal(tables / "summary.csv"))
+        try:
+            console().print(terminal(tables / "summary.csv"))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            say(f"{tables / 'summary.csv'} cannot be shown: {one_line(error)}", stderr=True)
         names = sorted(path.name for path in tables.iterdir() if path.suffix in (".csv", ".md"))
         say(f"tables: {tables}/ ({', '.join(names)})")
 

@@ -89,7 +89,7 @@ MUTATIONS = [
     Mutation(
         "log cut to the checkpoint",
         "pipeline/train/logs.py",
-        "os.truncate(path, min(position, path.stat().st_size))",
+        "os.ftruncate(opened, min(position, os.fstat(opened).st_size))",
         "pass",
         f"{RESUME}::test_resume_after_kill_gives_same_bits",
     ),
@@ -304,7 +304,7 @@ MUTATIONS = [
     Mutation(
         "one process in a task's folder",
         "pipeline/stages/runner.py",
-        'held = _hold(stack, folder / ".lock", name)',
+        'held = _hold(stack, folder / ".lock", task.id)',
         "pass",
         "tests/unit/test_jobs.py::test_task_that_another_process_runs_is_left_to_it",
     ),

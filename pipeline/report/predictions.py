@@ -8,19 +8,32 @@ from __future__ import annotations
 import functools
 import io
 import struct
+import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.evaluate.protocols import METRICS_OF
-from pipeline.manifest import read_sound
+from pipeline.manifest import Damaged, read_sound
 from pipeline.stages.work import Entry
 
 BOX_METRICS = 3  # of those of detection, which stand first; the others need masks
 LOCAL_HEADER = struct.Struct("<4s2xHH8xLLHH")  # signature, flags, method, sizes, lengths of name and extra
 SIGNATURE = b"PK\x03\x04"
 STREAMED = 0x08  # flag: the sizes stand after the member
+MOST_UNFOLDED = 100  # times its own size that an .npz made elsewhere may unfold into
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AssertionError,
+    IndexError,
+    OverflowError,
+    EOFError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 IN_EXTRA = 0xFFFFFFFF  # the size stands in the extra field
 
 
@@ -152,7 +165,13 @@ def prediction_of(arrays: Mapping[str, np.ndarray]) -> Prediction:
     if "detection_match" in arrays:
         masks = _detections(arrays, "mask_detection") if "mask_detection_match" in arrays else None
         return Detected(_detections(arrays, "detection"), masks, arrays["truth_count"], rows)
-    return Classified(arrays["probabilities"], arrays["targets"], rows)
+    classified = Classified(arrays["probabilities"], arrays["targets"], rows)
+    if classified.probabilities.ndim != 2 or not all(len(part) == len(rows) for part in classified):
+        raise ValueError("its arrays do not fit together")
+    whole = classified.targets.dtype.kind + rows.dtype.kind
+    if classified.probabilities.dtype.kind != "f" or not set(whole) <= set("iub"):
+        raise ValueError("its arrays are not numbers")
+    return classified
 
 
 def _detections(arrays: Mapping[str, np.ndarray], prefix: str) -> Detections:
@@ -168,11 +187,22 @@ def read_prediction(entry: Entry) -> Prediction:
     assert entry.receipt is not None
     name = "predictions.npz"
     content = read_sound(entry.folder, entry.receipt, name)
-    arrays = _stored_arrays(content) if name in entry.receipt.files else None
-    if arrays is None:
-        with np.load(io.BytesIO(content)) as opened:
-            arrays = dict(opened)
-    return prediction_of(arrays)
+    try:
+        arrays = _stored_arrays(content) if name in entry.receipt.files else None
+        return prediction_of(_packed_arrays(content) if arrays is None else arrays)
+    except _UNREADABLE as error:
+        kind = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Damaged(f"{entry.folder}/{name}: no predictions as docs/formats.md says ({kind})") from None
+
+
+def _packed_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of any other .npz, without pickles; one that unfolds into far more is refused."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        unfolded = sum(member.file_size for member in archive.infolist())
+    if unfolded > max(MOST_UNFOLDED * len(content), 1 << 24):
+        raise ValueError(f"{len(content)} bytes unfold into {unfolded}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as opened:
+        return dict(opened)
 
 
 def _stored_arrays(content: bytes) -> dict[str, np.ndarray] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.files import write_atomically
 from pipeline.report.bootstrap import Bootstrap
 from pipeline.report.load import IDENTITY, Collected, TrainedNet, cells, compared_values, pairs
 from pipeline.report.statistics import holm, mean_std, paired_ts
@@ -130,4 +131,5 @@ def search_table(collected: Collected) -> pd.DataFrame:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table; every float is written so that it reads back to the same bits."""
-    table.to_csv(path, index=False, lineterminator="\n")
+    text: str = table.to_csv(index=False, lineterminator="\n")
+    write_atomically(path, text.encode(), sync=False)

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.errors import printable
+
 BEFORE = "macro_f1"  # what tables of the first version were shown by, which did not name their metric
 
 
@@ -19,8 +21,8 @@ def terminal(path: Path) -> Table:
     Args:
         path: summary.csv.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{"metric": BEFORE, **row} for row in csv.DictReader(file)]
+    text = printable(path.read_text(encoding="utf-8"))
+    rows = [{"metric": BEFORE, **row} for row in csv.DictReader(text.splitlines())]
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     fractions = sorted({float(row["fraction"]) for row in rows})
     several = len({row["dataset"] for row in rows}) > 1

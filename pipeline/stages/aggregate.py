@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.errors import printable
+from pipeline.files import write_atomically
 from pipeline.garbage import no_garbage_collection
 from pipeline.report import bootstrap, costs, markdown, models, plots, tables
 from pipeline.report.load import Collected, collect
@@ -60,7 +62,7 @@ def run(work: Work) -> Outcome:
         if drawn:
             images.setdefault(dataset, []).append(path)
     report = markdown.render(spec.experiment, collected, named, images, settings)
-    (folder / "report.md").write_text(report, encoding="utf-8")
+    write_atomically(folder / "report.md", printable(report).encode(), sync=False)
     models.keep_best(work.everything, experiment=spec.experiment)
     work.progress(4, 4, "done")
     return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished]})

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports: a mistake or an installation t
     main("finetune")
 
 import hashlib
+import io
 import json
 import shutil
 import time
@@ -25,6 +26,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.evaluate.problem import Prediction, Problem, Protocol, Split
 from pipeline.evaluate.protocols import PROTOCOLS, check_metric
 from pipeline.evaluate.select import existing
+from pipeline.files import write_atomically
 from pipeline.manifest import describe_files
 from pipeline.nets.export import Classifier
 from pipeline.specs import FinetuneSpec
@@ -54,9 +56,11 @@ def run(work: Work) -> Outcome:
     seconds = time.perf_counter() - started
 
     arrays = prediction.arrays | {"rows": problem.test.rows.astype(np.int64)}
-    np.savez(work.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
-    with (work.folder / "log.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in prediction.log)
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(work.folder / "predictions.npz", content.getbuffer(), sync=False)
+    log = "".join(json.dumps(line) + "\n" for line in prediction.log)
+    write_atomically(work.folder / "log.jsonl", log.encode(), sync=False)
     model = _save(work, spec, problem, prediction)
     metrics: dict[str, Any] = {
         "num_labels": len(problem.train),

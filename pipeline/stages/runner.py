@@ -18,7 +18,7 @@ from pathlib import Path
 import shards
 import slurm
 from pipeline.errors import UserError, one_line, redacted_traceback, storage_error
-from pipeline.files import look_for_new_files
+from pipeline.files import look_for_new_files, make_folder_below, odd_entries
 from pipeline.garbage import no_garbage_collection
 from pipeline.installed import check_torch
 from pipeline.lock import Held, Lock, TakenOver, lock
@@ -89,7 +89,7 @@ def run_task(
         print(f"{task.id}: done before", flush=True)
         return False
     folder = manifest.folder(task)
-    with _alone(folder, task.id, ranks) as require:
+    with _alone(manifest, task, ranks) as require:
         if ranks.rank == 0 and task.stage != "aggregate" and _is_done(manifest, task):
             if ranks.world_size > 1:  # the others wait for this rank to meet them
                 raise UserError(f"{task.id} has been done by another process meanwhile")
@@ -166,19 +166,26 @@ class _Require:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, name: str, ranks: Ranks) -> Iterator[_Require]:
+def _alone(manifest: Manifest, task: Task, ranks: Ranks) -> Iterator[_Require]:
     """Make a task's folder and hold it on rank 0: two processes that write one log would spoil it.
+
+    Links, pipes and devices that somebody has put into the folder are removed: what is written there must not
+    go elsewhere.
 
     Raises:
         Held: another process runs the task, and goes on doing so.
-        UserError: the store is not writable.
+        UserError: the store is not writable, or leads elsewhere.
     """
+    folder = manifest.folder(task)
     with contextlib.ExitStack() as stack:
         held = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder_below(Path(manifest.store), task.folder)
             if ranks.rank == 0:
-                held = _hold(stack, folder / ".lock", name)
+                held = _hold(stack, folder / ".lock", task.id)
+                for odd in odd_entries(folder):
+                    print(f"{odd} is no file: removed", file=sys.stderr, flush=True)
+                    odd.unlink()
                 (folder / "error.json").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"the store is not writable: {folder}: {error.strerror}") from None
@@ -263,6 +270,9 @@ def _require_sound(task: Task, folder: Path, receipt: Receipt, experiment: str) 
     """Raises UserError where a file of a finished task is missing or not what its receipt says."""
     if (str(folder), task.key) in _sound:
         return
+    for odd in odd_entries(folder):
+        if not odd.is_file():
+            raise UserError(f"{task.id} is damaged: {odd} is no file; remove it")
     problems = damaged_files(folder, receipt)
     if problems:
         raise UserError(
@@ -288,11 +298,11 @@ def _everything(manifest: Manifest, task: Task, *, look_twice: bool = False) -> 
         if other.id == task.id:
             continue
         folder = manifest.folder(other)
-        receipt = Receipt.read(folder, other.key)
+        receipt = manifest.receipt(other)
         error = read_error(folder) if receipt is None else None
         if look_twice and receipt is None and error is None:
             look_for_new_files(folder)
-            receipt = Receipt.read(folder, other.key)
+            receipt = manifest.receipt(other)
         drawn = ["log.jsonl"] if other.stage == "pretrain" else []
         if receipt is not None and drawn and (problems := damaged_files(folder, receipt, drawn)):
             receipt, error = None, {"kind": "Damaged", "message": problems[0]}

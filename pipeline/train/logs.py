@@ -30,10 +30,11 @@ class Log:
 
     def __init__(self, folder: Path, *, position: int = 0, step: int = 0) -> None:
         path = folder / LOG
-        path.touch()
-        os.truncate(path, min(position, path.stat().st_size))
+        opened = _without_links(str(path), os.O_WRONLY | os.O_CREAT)
+        os.ftruncate(opened, min(position, os.fstat(opened).st_size))
+        os.close(opened)
         self._digest = hashlib.sha256(path.read_bytes())
-        self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+        self._file = open(path, "ab", opener=_without_links)  # noqa: SIM115 - closed by close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
     def write(self, kind: str, *, step: int, epoch: float, **values: Any) -> None:
@@ -71,6 +72,10 @@ class Log:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def begins_with(path: Path, *, position: int, sha256: str) -> bool:

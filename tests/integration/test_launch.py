@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,35 @@ def test_tables_that_could_not_be_published_are_no_success_and_come_with_the_nex
     assert (tables / "results.csv").is_file()
     launch("status")
     assert "waiting: " not in launch.out
+
+
+@pytest.mark.slow
+def test_links_planted_in_a_shared_store_are_not_written_through(launch, tmp_path_factory):
+    """In the place of every file that the tasks write, and of their folders."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    store, victims = launch.folder / "store", {}
+    results = (launch.folder / "runs" / "tiny" / "tables" / "results.csv").read_bytes()
+    for number, path in enumerate(sorted(store.rglob("*"))):
+        if path.is_file():
+            victim = elsewhere / str(number)
+            victim.write_text("precious")
+            victims[path.relative_to(store)] = victim
+            path.unlink()
+            path.symlink_to(victim)
+    for folder in store.glob("*/*"):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        os.mkfifo(folder / "checkpoints" / "pipe")
+    assert len(victims) > 15
+    assert len(launch("all")) == 4
+    assert {victim.read_text() for victim in victims.values()} == {"precious"}
+    assert not [path for path in store.rglob("*") if path.is_symlink() or path.is_fifo()]
+    assert (launch.folder / "runs" / "tiny" / "tables" / "results.csv").read_bytes() == results
+    target = elsewhere / "folder"
+    target.mkdir()
+    shutil.rmtree(store / "finetune")
+    (store / "finetune").symlink_to(target)
+    launch("all", code=2)
+    assert f"{store / 'finetune'} is a link" in launch.err and not list(target.iterdir())
 
 
 def test_what_is_not_there_is_not_pointed_to(tmp_path, capsys):

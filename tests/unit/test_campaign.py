@@ -14,6 +14,7 @@ from pipeline import inspection
 from pipeline.campaign import Campaign
 from pipeline.errors import UserError
 from pipeline.experiment_file import load_experiment
+from pipeline.files import read_regular
 from pipeline.manifest import Manifest, Receipt, Task
 from slurm import JobState
 
@@ -208,12 +209,12 @@ def test_receipt_that_cannot_be_read_now_is_not_thrown_away(tmp_path, fake, monk
     leave_receipt(launched, task)
     path = launched.manifest.folder(task) / "receipt.json"
 
-    def stale(name, *arguments, **options):
+    def stale(name, **options):
         if str(name) == str(path):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(name))
-        return open(name, *arguments, **options)
+        return read_regular(name, **options)
 
-    monkeypatch.setattr("pipeline.manifest.open", stale, raising=False)
+    monkeypatch.setattr("pipeline.manifest.read_regular", stale)
     with pytest.raises(OSError, match="Stale"):
         campaign(tmp_path).launch(STAGES)
     assert path.exists() and not fake.arrays
