@@ -23,6 +23,7 @@ from pipeline.lock import Lock, TakenOver, lock
 from pipeline.manifest import Task
 from pipeline.preflight import preflight
 from pipeline.preview import planned
+from pipeline.printing import say
 from pipeline.publication import bring_tables
 from pipeline.stages import GPU_STAGES
 from pipeline.states import ALIVE, pending_tasks
@@ -90,7 +91,7 @@ class Campaign:
                 return 0
             for task in pending:  # what an earlier attempt left must not be taken for this one's
                 if path := self.manifest.damaged_receipt(task):
-                    print(f"{path} is not as it was written: {task.id} runs again", file=sys.stderr)
+                    say(f"{path} is not as it was written: {task.id} runs again", stderr=True)
                 for stale in ("error.json", "progress.json", "receipt.json"):
                     _remove(self.manifest.folder(task) / stale)
             if cluster.name == "local":
@@ -119,7 +120,7 @@ class Campaign:
                 continue
             tables = changed_tables(task, self.path)
             if line := tables or change_since_sharding(task, sharded.get(task.id), but=here):
-                print(f"warning: {line}", file=sys.stderr)
+                say(f"warning: {line}", stderr=True)
 
     def _startable(self, pending: list[Task], active: set[str]) -> list[Task]:
         """Leave out, with a word, the tasks whose needs neither are done nor will be run.

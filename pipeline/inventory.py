@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.files import write_atomically
+from pipeline.files import read_regular, write_atomically
 from pipeline.manifest import Manifest, Task
 from pipeline.specs import Dataset, ShardSpec
 
@@ -85,10 +86,10 @@ def write_inventory(folder: Path, files: Mapping[str, tuple[int, int]]) -> None:
 def read_inventory(folder: Path) -> Files | None:
     """What :func:`write_inventory` wrote; None where it is not there, or is no such file."""
     try:
-        with open(folder / INVENTORY, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file)
-            next(rows)
-            return {path: (int(size), int(changed)) for path, size, changed in rows}
+        text = read_regular(folder / INVENTORY).decode("utf-8", "surrogateescape")
+        rows = csv.reader(io.StringIO(text, newline=""))
+        next(rows)
+        return {path: (int(size), int(changed)) for path, size, changed in rows}
     except (OSError, ValueError, StopIteration, csv.Error):
         return None
 
