@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from shards import duplicates
 from shards.annotate import Entry
 from shards.errors import InputError
+from shards.names import canonical
 from shards.options import ShardOptions
 from shards.report import Duplicates
 from shards.sources import SPLITS, Sample
@@ -149,7 +150,7 @@ def _units(entries: list[Entry]) -> list[str]:
         key = f"key {entry.key}"
         links = [f"pixels {entry.seen.pixel_hash}"]
         if entry.sample.group:
-            links.append(f"group {entry.sample.group}")
+            links.append(f"group {canonical(entry.sample.group)}")  # one patient in two spellings is one
         for link in links:
             one, other = sorted((root(key), root(link)))
             parent[other] = one

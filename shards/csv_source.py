@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import posixpath
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.codec import SUFFIXES
 from shards.errors import InputError, listed, nearest
-from shards.layout import gaps, path_below, safe
+from shards.layout import gaps, path_below
+from shards.lookup import Lookup
 from shards.mask_source import mask_values
 from shards.masks import SUFFIXES as MASK_SUFFIXES
 from shards.masks import MaskFile
 from shards.sources import SPLIT_NAMES, Listing, Sample, Task, check_classes, existing_folder
+from shards.table import Row, is_missing, read_table
 
 YES = frozenset({"1", "1.0", "true", "yes"})
 NO = frozenset({"0", "0.0", "false", "no"})
@@ -23,16 +24,17 @@ NO = frozenset({"0", "0.0", "false", "no"})
 
 @dataclass(frozen=True)
 class CsvSource:
-    """Rows of a CSV file (a .tsv file is read with tabs).
+    """Rows of a CSV file (a .tsv file is read with tabs), as :mod:`shards.table` reads them.
 
     One label column is single-label, or multi-label where ``label_separator`` is given; several columns of
-    0 and 1 are multi-label, with the columns as classes. Empty label cells mean unlabelled. With a mask
+    0 and 1 are multi-label, with the columns as classes. Label cells that are empty, or say ``nan``, ``NA``,
+    ``null`` and the like, mean unlabelled, unless ``classes`` names such a word. With a mask
     column it is a segmentation set, and label columns are not read.
 
     Attributes:
         root: the folder that image paths are below.
         csv: the file, below root or absolute.
-        path_column: column with the image paths; a missing suffix such as .jpg is found on disk.
+        path_column: column with the image paths, below root; a missing suffix such as .jpg is found on disk.
         label_columns: one or more columns.
         label_separator: what separates several labels in one column.
         split_column: column with train, val or test (or training, valid, validation, dev, testing).
@@ -77,104 +79,91 @@ class CsvSource:
                 f"classes must be the label columns {listed(self.label_columns)} where there are several"
             )
         samples: list[Sample] = []
-        for line, row, plain in self._images(root, rows):
-            labels = self._indicators(row, line) if several else self._labels(row, line, plain.path)
+        missing = Missing(self.csv)
+        for row, plain in self._images(root, rows, missing):
+            if several:
+                labels = self._indicators(row, missing)
+            else:
+                labels = self._labels(row, plain.path, missing)
             samples.append(replace(plain, labels=labels or (), labelled=labels is not None))
         classes = self._classes(samples)
         samples.sort(key=lambda sample: sample.path)
-        return Listing(task, classes, samples)
+        return Listing(task, classes, samples, notes=missing.notes())
 
-    def _masks(self, root: Path, rows: list[tuple[int, dict[str, str]]]) -> Listing:
+    def _masks(self, root: Path, rows: Sequence[Row]) -> Listing:
         """The same for a segmentation set."""
         assert self.mask_column is not None
         if self.classes is not None:
             raise InputError("classes is not for masks: mask_classes names their values")
-        samples, missing = [], []
-        for line, row, plain in self._images(root, rows):
-            if cell := row[self.mask_column].strip():
-                name = str(safe(cell, f"{self.csv} line {line}: column '{self.mask_column}'"))
-                file = _locate(root, name, MASK_SUFFIXES)
+        samples, absent = [], []
+        missing = Missing(self.csv)
+        masks = Lookup(root, MASK_SUFFIXES)
+        for row, plain in self._images(root, rows, missing):
+            cell = row[self.mask_column]
+            if is_missing(cell):
+                missing.count(self.mask_column, cell, "these images are unlabelled")
+            else:
+                where = self._where(row, self.mask_column)
+                file = masks.file(masks.relative(cell, where), where)
                 if os.path.exists(file):
                     plain = replace(plain, annotation=MaskFile(path_below(root, file), file))
                 else:
-                    missing.append(name)
+                    absent.append(cell)
             samples.append(replace(plain, labelled=plain.annotation is not None))
         without = [sample.path for sample in samples if not sample.labelled]
         if len(without) == len(samples):
-            example = f" ({missing[0]} does not exist)" if missing else ""
+            example = f" ({absent[0]} does not exist)" if absent else ""
             raise InputError(f"{self.csv} has no mask in column '{self.mask_column}'{example}")
         samples.sort(key=lambda sample: sample.path)
-        notes = gaps("mask", sorted(without))
-        if missing:
-            notes.append(f"{len(missing)} masks that {self.csv} names do not exist, e.g. {missing[0]}")
+        notes = gaps("mask", sorted(without)) + missing.notes()
+        if absent:
+            notes.append(f"{len(absent)} masks that {self.csv} names do not exist, e.g. {absent[0]}")
         values = mask_values(self.mask_classes, self.mask_ignore)
         return Listing("segmentation", [], samples, notes=notes, mask_values=values)
 
-    def _images(
-        self, root: Path, rows: list[tuple[int, dict[str, str]]]
-    ) -> Iterator[tuple[int, dict[str, str], Sample]]:
-        """Line, row and sample, as yet without labels, of each row."""
+    def _images(self, root: Path, rows: Sequence[Row], missing: Missing) -> Iterator[tuple[Row, Sample]]:
+        """Each row and its sample, as yet without labels."""
         first_line: dict[str, int] = {}
-        for line, row in rows:
-            name = _clean(row[self.path_column])
-            if not name:
-                raise InputError(f"{self.csv} line {line}: column '{self.path_column}' is empty")
-            if name in first_line:
-                raise InputError(f"{self.csv} lists '{name}' twice, in lines {first_line[name]} and {line}")
-            first_line[name] = line
-            group = row[self.group_column].strip() if self.group_column else ""
-            yield (
-                line,
-                row,
-                Sample(
-                    name, _locate(root, name, sorted(SUFFIXES)), split=self._split(row, line), group=group
-                ),
-            )
+        lookup = Lookup(root, SUFFIXES)
+        for row in rows:
+            where, cell = self._where(row, self.path_column), row[self.path_column]
+            if not cell:
+                raise InputError(f"{self.csv} line {row.line}: column '{self.path_column}' is empty")
+            name = lookup.relative(cell, where)
+            file = lookup.file(name, where)
+            for spelled in {name, path_below(root, file)}:
+                if spelled in first_line:
+                    raise InputError(
+                        f"{self.csv} lists '{name}' twice, in lines {first_line[spelled]} and {row.line}"
+                    )
+                first_line[spelled] = row.line
+            if is_missing(cell) and not os.path.exists(file):
+                raise InputError(f"{where} is '{cell}', expected the path of an image")
+            group = row[self.group_column] if self.group_column else ""
+            if self.group_column and (is_missing(group) or group.lower() == "unknown"):
+                if group:
+                    missing.count(self.group_column, group, "each of these images is a unit of its own")
+                group = ""
+            yield row, Sample(name, file, split=self._split(row), group=group)
 
-    def _rows(self, root: Path) -> list[tuple[int, dict[str, str]]]:
-        """(line number, row) of each row, with all needed columns present."""
-        path = root / self.csv
-        if not os.path.isfile(path):
-            raise InputError(f"CSV file {path} does not exist")
+    def _where(self, row: Row, column: str) -> str:
+        return f"{self.csv} line {row.line}: column '{column}'"
+
+    def _rows(self, root: Path) -> list[Row]:
+        """The rows, with all needed columns present."""
         if not self.label_columns and self.mask_column is None:
             raise InputError("label_columns is empty: expected at least one column")
         if len(self.label_columns) > 1 and self.label_separator:
             raise InputError("label_separator is for one label column, but there are several")
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restval="")
-                self._check_columns(list(reader.fieldnames or []))
-                rows = [(reader.line_num, row) for row in reader]
-                file.seek(0)
-                if any("\0" in block for block in iter(lambda: file.read(1 << 20), "")):
-                    raise csv.Error("it holds a NUL")
-        except UnicodeDecodeError:
-            raise InputError(f"CSV file {path} is not UTF-8 text") from None
-        except csv.Error as error:
-            raise InputError(f"CSV file {path} cannot be read: {error}") from None
-        except OSError as error:
-            raise InputError(f"CSV file {path} cannot be read: {error.strerror}") from None
-        if not rows:
-            raise InputError(f"CSV file {path} has no rows")
-        return rows
-
-    def _check_columns(self, columns: list[str]) -> None:
         labels = self.label_columns if self.mask_column is None else [self.mask_column]
         wanted = [self.path_column, *labels, self.split_column, self.group_column]
-        for column in wanted:
-            if column is None:
-                continue
-            if columns.count(column) > 1:
-                raise InputError(f"{self.csv} has two columns '{column}'")
-            if column not in columns:
-                hint = nearest(column, columns)
-                raise InputError(
-                    f"{self.csv} has no column '{column}'{hint} (its columns: {listed(columns)})"
-                )
+        needed = [column for column in wanted if column is not None]
+        return read_table(root / self.csv, needed, name=str(self.csv)).rows
 
-    def _labels(self, row: dict[str, str], line: int, name: str) -> tuple[str, ...] | None:
-        cell = row[self.label_columns[0]].strip()
-        if not cell:
+    def _labels(self, row: Row, name: str, missing: Missing) -> tuple[str, ...] | None:
+        cell = row[self.label_columns[0]]
+        if is_missing(cell) and cell not in (self.classes or ()):
+            missing.count(self.label_columns[0], cell, "these images are unlabelled")
             return None
         if self.label_separator is None:
             labels = [cell]
@@ -184,28 +173,30 @@ class CsvSource:
             if self.classes is not None and label not in self.classes:
                 hint = nearest(label, self.classes)
                 raise InputError(
-                    f"{self.csv} line {line}: label '{label}' of {name} is not in the list of classes{hint}"
-                    f" (expected {listed(self.classes)})"
+                    f"{self.csv} line {row.line}: label '{label}' of {name} is not in the list of"
+                    f" classes{hint} (expected {listed(self.classes)})"
                 )
         return tuple(labels)
 
-    def _indicators(self, row: dict[str, str], line: int) -> tuple[str, ...] | None:
-        cells = {column: row[column].strip().lower() for column in self.label_columns}
-        if not any(cells.values()):
+    def _indicators(self, row: Row, missing: Missing) -> tuple[str, ...] | None:
+        cells = {column: row[column].lower() for column in self.label_columns}
+        if all(is_missing(cell) for cell in cells.values()):
+            for cell in set(cells.values()):
+                missing.count(", ".join(self.label_columns), cell, "these images are unlabelled")
             return None
         for column, cell in cells.items():
             if cell not in YES and cell not in NO:
-                raise InputError(f"{self.csv} line {line}: column '{column}' is '{cell}' (expected 0 or 1)")
+                where = self._where(row, column)
+                raise InputError(f"{where} is '{cell}' (expected 0 or 1, or nothing in all of them)")
         return tuple(column for column, cell in cells.items() if cell in YES)
 
-    def _split(self, row: dict[str, str], line: int) -> str:
+    def _split(self, row: Row) -> str:
         if self.split_column is None:
             return ""
-        cell = row[self.split_column].strip()
+        cell = row[self.split_column]
         if cell.lower() not in SPLIT_NAMES:
             raise InputError(
-                f"{self.csv} line {line}: column '{self.split_column}' is '{cell}'"
-                f" (expected {listed(SPLIT_NAMES)})"
+                f"{self._where(row, self.split_column)} is '{cell}' (expected {listed(SPLIT_NAMES)})"
             )
         return SPLIT_NAMES[cell.lower()]
 
@@ -228,17 +219,25 @@ class CsvSource:
         return classes
 
 
-def _clean(cell: str) -> str:
-    """A path cell as one unique spelling with forward slashes."""
-    cell = cell.strip().replace("\\", "/")
-    return posixpath.normpath(cell) if cell else ""
+class Missing:
+    """Counts the cells that are not empty and say that there is no value.
 
+    Args:
+        table: the file's name.
+    """
 
-def _locate(root: Path, name: str, suffixes: Sequence[str]) -> Path:
-    """The file of a path cell; where it has none of some suffixes, a file beside it that has one."""
-    path = root / name
-    if path.suffix.lower() not in suffixes and not os.path.exists(path):
-        for suffix in suffixes:
-            if os.path.exists(f"{path}{suffix}"):
-                return Path(f"{path}{suffix}")
-    return path
+    def __init__(self, table: str | Path) -> None:
+        self._table = table
+        self._found: dict[tuple[str, str], Counter[str]] = {}
+
+    def count(self, column: str, cell: str, meaning: str) -> None:
+        if cell:
+            self._found.setdefault((column, meaning), Counter())[cell] += 1
+
+    def notes(self) -> list[str]:
+        """One line a column: which words, how often, and what they were taken for."""
+        return [
+            f"{self._table}: column '{column}' says {listed(words)} {sum(words.values())} times, taken for"
+            f" missing: {meaning} (`classes` can name such a word)"
+            for (column, meaning), words in self._found.items()
+        ]

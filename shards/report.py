@@ -11,6 +11,8 @@ import numpy as np
 
 from shards import codec, duplicates
 from shards.annotate import Measured
+from shards.errors import listed
+from shards.names import nearly_equal
 from shards.sources import ANNOTATIONS, SPLITS, Listing, Sample
 
 EXAMPLES = 50  # duplicates named a kind
@@ -127,8 +129,29 @@ def _near_duplicates(facts: Facts) -> dict[str, Any]:
     }
 
 
+def _spellings(facts: Facts) -> list[str]:
+    """Classes, and groups, whose names are one to a person: they differ in case, spaces, zeros or ``.0``."""
+    lines = []
+    for several in nearly_equal(facts.listing.classes)[:EXAMPLES]:
+        lines.append(f"classes {listed(several)} differ in spelling only: are they one?")
+    splits: dict[str, set[str]] = {}
+    for sample in facts.samples:
+        if sample.group:
+            splits.setdefault(sample.group, set()).add(sample.split)
+    spelled = nearly_equal(splits)
+    if spelled:
+        apart = [several for several in spelled if len(set.union(*(splits[name] for name in several))) > 1]
+        first = (apart or spelled)[0]
+        where = sorted(set.union(*(splits[name] for name in first)), key=SPLITS.index)
+        lines.append(
+            f"{len(spelled)} groups have several spellings (case, spaces, zeros, '.0'), {len(apart)} of them"
+            f" in several splits, such as {listed(first)} in {' and '.join(where)}: is each one group?"
+        )
+    return lines
+
+
 def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list[str]:
-    lines = list(facts.listing.notes)
+    lines = list(facts.listing.notes) + _spellings(facts)
     if facts.listing.task in ("multiclass", "multilabel") and len(facts.listing.classes) == 1:
         only = facts.listing.classes[0]
         lines.append(f"there is only one class, '{only}': good for pretraining, not for fine-tuning")

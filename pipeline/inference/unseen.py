@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import shards
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 from shards.sources import Listing, Sample, text, walk
+from shards.table import read_table
 
 
 @dataclass(frozen=True)
@@ -58,28 +59,15 @@ def find_images(where: Path, *, path_column: str = "path") -> dict[str, Path]:
 
 
 def _of_table(path: Path, column: str) -> dict[str, Path]:
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(
-            path, sep="\t" if path.suffix.lower() == ".tsv" else ",", dtype=str, keep_default_na=False
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"--images: cannot read {path}: {str(error).strip()}") from None
-    if column not in table:
-        columns = [str(name) for name in table.columns]
-        raise UserError(
-            f"--images: {path} has no column '{column}'{nearest(column, columns)}"
-            f" (it has {', '.join(columns)})"
-        )
-    names = table[column].tolist()
-    for row, name in enumerate(names, 2):
-        if not name.strip():
-            raise UserError(f"--images: {path}:{row}: no path")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"--images: {path} names {twice[0]} more than once")
-    return {name: Path(os.path.join(path.parent, name)) for name in names}
+    found: dict[str, Path] = {}
+    for row in read_table(path, [column]).rows:
+        name = row[column]
+        if not name:
+            raise UserError(f"--images: {path} line {row.line}: column '{column}' is empty")
+        if name in found:
+            raise UserError(f"--images: {path} line {row.line} names {name} again")
+        found[name] = Path(os.path.join(path.parent, name))
+    return found
 
 
 def write_like(

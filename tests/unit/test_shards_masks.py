@@ -433,7 +433,7 @@ def masks_of_labelled(index: Index) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("path,mask\n1.png,../x.png\n", {}, "line 2: column 'mask' is '../x.png', expected a path below"),
+        ("path,mask\n1.png,../x.png\n", {}, "line 2: column 'mask' is '../x.png', expected a file below"),
         ("path,mask\n1.png,/etc/passwd\n", {}, "line 2: column 'mask' is '/etc/passwd'"),
         ("path,mask\n1.png,\n", {}, "labels.csv has no mask in column 'mask'"),
         ("path,mask\n1.png,x.png\n", {}, r"no mask in column 'mask' \(x.png does not exist\)"),

@@ -130,14 +130,14 @@ def test_missing_root_is_named(tmp_path):
 
 
 def test_single_label_csv_with_split_and_group(tmp_path):
-    text = "file,kind,who,part\nx/1.png,NA,p1,Training\nx\\2.png,b,p2,valid\n./x/3.png,,p3,TEST\n"
+    text = "file,kind,who,part\nx/1.png,a,p1,Training\nx\\2.png,b,p2,valid\n./x/3.png,,p3,TEST\n"
     source = CsvSource(
         table(tmp_path, text, "my.csv"), "my.csv", "file", ["kind"], split_column="part", group_column="who"
     )
     listing = source.listing()
-    assert listing.classes == ["NA", "b"]
+    assert listing.classes == ["a", "b"]
     assert [(one.path, one.labels, one.labelled, one.split, one.group) for one in listing.samples] == [
-        ("x/1.png", ("NA",), True, "train", "p1"),
+        ("x/1.png", ("a",), True, "train", "p1"),
         ("x/2.png", ("b",), True, "val", "p2"),
         ("x/3.png", (), False, "test", "p3"),
     ]
