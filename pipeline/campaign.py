@@ -25,6 +25,7 @@ from pipeline.preflight import preflight
 from pipeline.preview import planned
 from pipeline.printing import say
 from pipeline.publication import bring_tables
+from pipeline.running import LocalRun, LocalRuns
 from pipeline.stages import GPU_STAGES
 from pipeline.states import ALIVE, pending_tasks
 
@@ -162,7 +163,18 @@ class Campaign:
             )
             for job in jobs
         ]
-        with live(self.manifest, jobs) as watcher:
+        runs = LocalRuns(cpus=scheduler.cpus, gpus=len(scheduler.gpus))
+        runs.jobs = [
+            LocalRun(
+                name=job.name,
+                tasks=[task.id for task in job.tasks],
+                after=list(job.after),
+                cpus=asked.request.cpus,
+                gpus=asked.request.gpus,
+            )
+            for job, asked in zip(jobs, local, strict=True)
+        ]
+        with live(self.manifest, jobs, runs, self.folder) as watcher:
             scheduler.run(local, on_event=watcher)
         return self._outcome(pending, watcher.failed)
 

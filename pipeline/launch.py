@@ -57,8 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "experiment",
         metavar="EXPERIMENT",
         nargs="?",
-        default="quickstart",
-        help="a ready one's name, or a file",
+        help="a ready one's name, or a file (default: quickstart; of status and verify: the newest run)",
     )
     made.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key: pretrain.epochs=20"
@@ -145,7 +144,7 @@ def run(given: argparse.Namespace) -> int:
     if given.verb == "experiments":
         view.print_experiments(experiment_file.ready_experiments())
         return 0
-    experiment = experiment_file.load_experiment(given.experiment, given.set)
+    experiment = experiment_file.load_experiment(given.experiment or "quickstart", given.set)
     if given.verb == "show":
         view.print_yaml(experiment.resolved())
         return 0
@@ -182,7 +181,7 @@ def _existing(given: argparse.Namespace) -> int:
     """Status, cancel and verify look at what was launched, so they read the manifest, not the experiment."""
     from pipeline import inspection
 
-    name = given.experiment
+    name = given.experiment or _newest(given.runs, given.verb)
     if name.endswith((".yaml", ".yml")):
         from pipeline.experiment_file import load_experiment
 
@@ -203,6 +202,17 @@ def _existing(given: argparse.Namespace) -> int:
             raise UserError("predict needs --images: a folder of images, or a table of their paths")
         return predict(folder, images=given.images, wanted=given.net, out=given.out)
     return inspection.verify(folder, repair=given.repair)
+
+
+def _newest(runs: Path, verb: str) -> str:
+    """The experiment that a command without one means: the only one in ``runs``, or the newest to look at."""
+    found = sorted(runs.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime_ns)
+    names = [path.parent.name for path in found]
+    if not names:
+        raise UserError(f"nothing has been launched in {runs}")
+    if len(names) > 1 and verb not in ("status", "verify"):
+        raise UserError(f"{verb} which experiment? In {runs} there are {', '.join(sorted(names))}")
+    return names[-1]
 
 
 if __name__ == "__main__":

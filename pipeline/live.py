@@ -10,36 +10,66 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import view
+from pipeline.eta import Durations, in_words
 from pipeline.jobs import Job
 from pipeline.manifest import Manifest
 from pipeline.printing import console
 from pipeline.progress import read_progress
+from pipeline.running import LocalRun, LocalRuns
+from pipeline.states import receipts_of
 from slurm import JobEvent
+
+ETA_SECONDS = 2.0  # how often the time left is estimated
 
 
 @contextlib.contextmanager
-def live(manifest: Manifest, jobs: Sequence[Job]) -> Iterator[LocalWatcher]:
-    """Watch jobs on this machine: bars on a terminal, a line an event elsewhere."""
-    watcher = LocalWatcher(manifest, jobs)
-    if not sys.stdout.isatty():
-        yield watcher
-        return
-    from rich.live import Live
+def live(manifest: Manifest, jobs: Sequence[Job], runs: LocalRuns, folder: Path) -> Iterator[LocalWatcher]:
+    """Watch jobs on this machine: bars on a terminal, a line an event elsewhere.
 
-    with Live(get_renderable=watcher.render, console=console(), refresh_per_second=4, transient=True):
-        yield watcher
+    Args:
+        runs: the same jobs as ``status`` is told of them.
+        folder: the experiment's, where that is written.
+    """
+    watcher = LocalWatcher(manifest, jobs, runs, folder)
+    runs.write(folder)
+    try:
+        if not sys.stdout.isatty():
+            yield watcher
+            return
+        from rich.live import Live
+
+        shown = Live(get_renderable=watcher.render, console=console(), refresh_per_second=4, transient=True)
+        with shown:
+            yield watcher
+    finally:
+        LocalRuns.remove(folder)
 
 
 class LocalWatcher:
     """Follows jobs through the scheduler's events and the progress files of their tasks."""
 
-    def __init__(self, manifest: Manifest, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        jobs: Sequence[Job],
+        runs: LocalRuns | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.manifest = manifest
         self.jobs = {job.name: job for job in jobs}
         self.started: dict[str, float] = {}
         self.ended: dict[str, float] = {}
         self.failed: dict[str, tuple[Path, ...]] = {}  # job → its log files
         self.lines = not sys.stdout.isatty()
+        self.folder = folder
+        self.runs = runs or LocalRuns(
+            jobs=[LocalRun(name=job.name, tasks=[task.id for task in job.tasks]) for job in jobs]
+        )
+        self._run_of = {run.name: run for run in self.runs.jobs}
+        self._receipts = receipts_of(manifest)
+        self._durations = Durations(manifest.tasks, self._receipts)
+        self._startups: list[float] = []
+        self._left, self._left_at = "", float("-inf")
 
     def __call__(self, event: JobEvent) -> None:
         if event.kind == "started":
@@ -48,13 +78,15 @@ class LocalWatcher:
             self.ended[event.name] = time.monotonic()
             if event.kind == "failed":
                 self.failed[event.name] = event.logs
+        self._note(event)
         if self.lines:
             job = self.jobs[event.name]
             tasks = f" ({len(job.tasks)} tasks)" if len(job.tasks) > 1 else ""
             took = self.ended.get(event.name, 0) - self.started.get(event.name, 0)
             seconds = f" after {took:.0f} s" if event.kind in ("finished", "failed") else ""
             count = f"{time.strftime('%H:%M:%S')} {len(self.ended)}/{len(self.jobs)}"
-            print(f"{count} {event.kind:9} {event.name}{tasks}{seconds}", flush=True)
+            left = f", {self._eta()}" if event.kind == "finished" and len(self.ended) < len(self.jobs) else ""
+            print(f"{count} {event.kind:9} {event.name}{tasks}{seconds}{left}", flush=True)
         if event.kind == "finished" and len(self.ended) < len(self.jobs):  # else the outcome says it now
             view.print_warnings(self.manifest, self.jobs[event.name].tasks)
 
@@ -94,28 +126,28 @@ class LocalWatcher:
         said = read_progress(self.manifest.folder(job.tasks[0])) or (0, 1, "starting")
         return job.name, *said
 
+    def _note(self, event: JobEvent) -> None:
+        """Write down for ``status`` what has started and ended, and learn from what it took."""
+        run = self._run_of[event.name]
+        if event.kind == "started":
+            run.started, run.log = time.time(), str(event.logs[0]) if event.logs else ""
+        else:
+            run.ended = True
+            tasks = self.jobs[event.name].tasks
+            self._receipts |= {task.id: self.manifest.receipt(task) for task in tasks}
+            self._durations = Durations(self.manifest.tasks, self._receipts)
+            self._left_at = float("-inf")
+            took = [receipt.seconds for task in tasks if (receipt := self._receipts[task.id]) is not None]
+            if event.kind == "finished" and event.name in self.started:
+                whole = self.ended[event.name] - self.started[event.name]
+                self._startups.append(max(0.0, whole - sum(took)))
+                self.runs.startup = sum(self._startups) / len(self._startups)
+        if self.folder is not None:
+            self.runs.write(self.folder)
+
     def _eta(self) -> str:
-        """Time left, once a job of each stage has ended: the others are taken to last as long."""
-        means: dict[str, float] = {}
-        for stage in {job.stage for job in self.jobs.values()}:
-            took = [
-                self.ended[name] - self.started[name]
-                for name in self.ended
-                if name in self.started and self.jobs[name].stage == stage
-            ]
-            if took:
-                means[stage] = sum(took) / len(took)
-        left, unknown = 0.0, False
-        for name, job in self.jobs.items():
-            if name in self.ended:
-                continue
-            if job.stage not in means:
-                unknown = unknown or job.stage != "aggregate"
-                continue
-            spent = time.monotonic() - self.started[name] if name in self.started else 0
-            left += max(0.0, means[job.stage] - spent)
-        width = max(1, len(self.started) - len([name for name in self.ended if name in self.started]))
-        if unknown:
-            return "ETA –"
-        minutes, seconds = divmod(int(left / width), 60)
-        return f"ETA {minutes}:{seconds:02d}"
+        """Time left, once something has run that tells; estimated anew every few seconds."""
+        if time.monotonic() - self._left_at > ETA_SECONDS:
+            self._left = in_words(self.runs.seconds_left(self.manifest, self._durations))
+            self._left_at = time.monotonic()
+        return self._left

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -143,6 +144,31 @@ def lock_holder(path: Path) -> dict[str, Any] | None:
     """
     holder = _read(path)
     return None if holder is not None and _is_alive(holder) is False else holder
+
+
+def is_here(holder: dict[str, Any]) -> bool:
+    """Whether a holder is a living process that this one sees by its id: of this host, boot and namespace."""
+    return _is_alive(holder) is True
+
+
+def end_holder(holder: dict[str, Any]) -> None:
+    """Send SIGTERM to a holder that is here, and to no process that has got its id since.
+
+    Raises:
+        ProcessLookupError: it has ended.
+        PermissionError: it is another user's.
+    """
+    pid = int(holder["pid"])
+    if not hasattr(os, "pidfd_open"):  # not Linux
+        os.kill(pid, signal.SIGTERM)
+        return
+    process = os.pidfd_open(pid)
+    try:
+        if not is_here(holder):  # what was opened is the process that has the id now
+            raise ProcessLookupError
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+    finally:
+        os.close(process)
 
 
 def _is_alive(holder: dict[str, Any]) -> bool | None:

@@ -169,6 +169,9 @@ class Manifest:
         hint = nearest(task_id, known) or f"; expected one of its {len(known)}, such as {known[:1]}"
         raise UserError(f"no task {task_id!r} in this manifest{hint}")
 
+    def has(self, task_id: str) -> bool:
+        return task_id in self._by_id
+
     def folder(self, task: Task) -> Path:
         return Path(self.store) / task.folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 RUNNING = ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
 ALIVE = RUNNING + QUEUED
-ORDER = ("done", "running", "queued", "failed", "cancelled", "waiting")
+STARTING = ("CONFIGURING",)
+ORDER = ("done", "running", "starting", "queued", "failed", "cancelled", "waiting")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class TaskState:
     """One task's state.
 
     Attributes:
-        state: done | running | queued | failed | cancelled | waiting (nobody has been asked to run it).
+        state: done | running | starting (its job runs, and has not come to it yet or not far enough to say
+            so) | queued | failed | cancelled | waiting (nobody has been asked to run it).
         detail: why, in words: a queue reason, an error message, a share of the work.
         log: where to read more, if anywhere.
     """
@@ -85,14 +87,28 @@ def pending_tasks(manifest: Manifest, stages: Iterable[str], active: Iterable[st
     return pending
 
 
-def done_tasks(manifest: Manifest) -> set[str]:
-    """The ids of the tasks that need no run."""
-    receipts = {task.id: manifest.receipt(task) for task in manifest.tasks}
+def receipts_of(manifest: Manifest) -> dict[str, Receipt | None]:
+    """Every task's receipt."""
+    return {task.id: manifest.receipt(task) for task in manifest.tasks}
+
+
+def done_tasks(manifest: Manifest, receipts: Mapping[str, Receipt | None] | None = None) -> set[str]:
+    """The ids of the tasks that need no run.
+
+    Args:
+        receipts: of all tasks, where they have been read: to read ten thousand takes a while.
+    """
+    receipts = receipts_of(manifest) if receipts is None else receipts
     return {task.id for task in manifest.tasks if is_done(task, receipts)}
 
 
 def task_states(
-    manifest: Manifest, done: Collection[str], jobs: Mapping[str, JobState], *, launcher_alive: bool
+    manifest: Manifest,
+    done: Collection[str],
+    jobs: Mapping[str, JobState],
+    *,
+    launcher_alive: bool,
+    started: Iterable[Sequence[str]] = (),
 ) -> list[TaskState]:
     """Every task's state.
 
@@ -100,24 +116,29 @@ def task_states(
         done: what :func:`done_tasks` says; to read ten thousand receipts takes a while.
         jobs: what the cluster says, by job id; empty on one machine.
         launcher_alive: whether a launcher holds this manifest (then its undone tasks are on their way).
+        started: the tasks of each job that runs on this machine, in their order.
     """
+    errors = {task.id: read_error(manifest.folder(task)) for task in manifest.tasks if task.id not in done}
+    progress = {task: read_progress(manifest.folder(manifest.task(task))) for task in errors}
+    running = [list(tasks) for tasks in started] + _running_jobs(manifest, jobs)
+    in_turn = _in_turn(running, lambda task: task not in done and errors[task] is None, progress)
     states = []
     for task in manifest.tasks:
-        if task.id in done:
-            states.append(TaskState(task, "done", job=manifest.jobs.get(task.id)))
-            continue
-        folder = manifest.folder(task)
         job_id = manifest.jobs.get(task.id)
+        if task.id in done:
+            states.append(TaskState(task, "done", job=job_id))
+            continue
         job = jobs.get(job_id) if job_id else None
-        error = read_error(folder)
-        progress = read_progress(folder)
-        log = error.get("log") if error else None
+        error, said = errors[task.id], progress[task.id]
         if error is not None:
-            states.append(TaskState(task, "failed", str(error.get("message", "")), job_id, log))
-        elif (job is not None and job.state in RUNNING) or (launcher_alive and progress):
-            share = f"{100 * progress[0] / max(progress[1], 1e-9):.0f} % {progress[2]}" if progress else ""
-            states.append(TaskState(task, "running", share.strip(), job_id))
-        elif job is not None and job.state in QUEUED:
+            states.append(TaskState(task, "failed", error["message"], job_id, error["log"]))
+        elif task.id in in_turn:
+            states.append(TaskState(task, in_turn[task.id], _share(said), job_id))
+        elif launcher_alive and said and not running:
+            states.append(TaskState(task, "running", _share(said), job_id))
+        elif job is not None and job.state in STARTING:
+            states.append(TaskState(task, "starting", job.reason, job_id))
+        elif job is not None and job.state in (*QUEUED, *RUNNING):
             states.append(TaskState(task, "queued", job.reason, job_id))
         elif job is not None and job.state.startswith("CANCELLED"):
             states.append(TaskState(task, "cancelled", job.reason, job_id))
@@ -126,6 +147,37 @@ def task_states(
         else:
             states.append(TaskState(task, "queued" if launcher_alive else "waiting", "", job_id))
     return states
+
+
+def _running_jobs(manifest: Manifest, jobs: Mapping[str, JobState]) -> list[list[str]]:
+    """The tasks of each job that runs on the cluster, in their order."""
+    found: dict[str, list[str]] = {}
+    for task in manifest.tasks:
+        job = manifest.jobs.get(task.id)
+        if job is not None and job in jobs and jobs[job].state in RUNNING:
+            found.setdefault(job, []).append(task.id)
+    return list(found.values())
+
+
+def _in_turn(
+    running: Iterable[Sequence[str]], open_: Callable[[str], bool], progress: Mapping[str, object]
+) -> dict[str, str]:
+    """Of each running job the task at work (``running``), or the first that will be (``starting``)."""
+    found: dict[str, str] = {}
+    for tasks in running:
+        left = [task for task in tasks if open_(task)]
+        at_work = [task for task in left if progress[task] is not None]
+        if at_work:
+            found |= dict.fromkeys(at_work, "running")
+        elif left:
+            found[left[0]] = "starting"
+    return found
+
+
+def _share(progress: tuple[float, float, str] | None) -> str:
+    if progress is None:
+        return ""
+    return f"{100 * progress[0] / max(progress[1], 1e-9):.0f} % {progress[2]}".strip()
 
 
 def counts(states: Iterable[TaskState]) -> dict[str, dict[str, int]]:
@@ -137,12 +189,14 @@ def counts(states: Iterable[TaskState]) -> dict[str, dict[str, int]]:
     return table
 
 
-def to_json(manifest: Manifest, states: list[TaskState]) -> dict[str, Any]:
+def to_json(manifest: Manifest, states: list[TaskState], *, eta: float | None = None) -> dict[str, Any]:
+    """What ``status --json`` says; ``eta_seconds`` is None where nothing runs, or nothing tells."""
     return {
         "experiment": manifest.experiment["name"],
         "cluster": manifest.cluster,
         "store": manifest.store,
         "counts": counts(states),
+        "eta_seconds": None if eta is None else round(eta),
         "tasks": [
             {
                 "id": state.task.id,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import one_line, printable
+from pipeline.eta import in_words
 from pipeline.files import open_regular
 from pipeline.manifest import Manifest, Task, read_error
 from pipeline.printing import console, print_table, say
@@ -199,8 +200,12 @@ def print_tables(folder: Path) -> None:
         say(f"tables: {tables}/ ({', '.join(names)})")
 
 
-def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
-    """Counts a stage, then every task that is running, failed or waits for something."""
+def print_states(manifest: Manifest, states: Sequence[TaskState], *, eta: float | None = None) -> None:
+    """Counts a stage, then every task that is running, failed or waits for something, and the time left.
+
+    Args:
+        eta: seconds; None: nothing runs, or nothing has run that tells.
+    """
     say(f"{manifest.experiment['name']} on {manifest.cluster or 'no cluster yet'}, store {manifest.store}")
     print_table(
         ("stage", *ORDER),
@@ -209,7 +214,7 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
             for stage, row in counts(states).items()
         ],
     )
-    for name in ("running", "failed", "cancelled"):
+    for name in ("running", "starting", "failed", "cancelled"):
         chosen = [state for state in states if state.state == name]
         for state in chosen[:20]:
             job = f" (job {state.job})" if state.job else ""
@@ -228,6 +233,9 @@ def print_states(manifest: Manifest, states: Sequence[TaskState]) -> None:
             reasons[state.detail] = reasons.get(state.detail, 0) + 1
     for reason, number in reasons.items():
         say(f"queued: {number} because: {reason}")
+    if eta is not None:
+        queue = ", if as many jobs go on running at once as now" if manifest.cluster == "slurm" else ""
+        say(f"{in_words(eta)}{queue}")
     print_warnings(manifest, manifest.tasks, stderr=False)
 
 

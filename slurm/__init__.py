@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from slurm.local import JobEvent, LocalJob, LocalScheduler, visible_gpus
     from slurm.profiles import Profile, load_profile
     from slurm.resources import Request
-    from slurm.states import JobState, cancel, cancel_named, job_states, submit_times
+    from slurm.states import JobState, cancel, cancel_named, job_states, seconds, submit_times
     from slurm.submission import submit_array
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "requeue",
     "require_controller",
     "require_slurm",
+    "seconds",
     "site_config",
     "submit_array",
     "submit_times",
@@ -53,7 +54,7 @@ _NAMES = {  # of each module; the same as above
     "local": ("JobEvent", "LocalJob", "LocalScheduler", "visible_gpus"),
     "profiles": ("Profile", "load_profile"),
     "resources": ("Request",),
-    "states": ("JobState", "cancel", "cancel_named", "job_states", "submit_times"),
+    "states": ("JobState", "cancel", "cancel_named", "job_states", "seconds", "submit_times"),
     "submission": ("submit_array",),
 }
 

@@ -131,6 +131,15 @@ def _pick(jobs: Iterable[str], known: Mapping[str, JobState]) -> dict[str, JobSt
     return states
 
 
+def seconds(elapsed: str) -> float:
+    """What Slurm prints as ``[days-][hours:]minutes:seconds``, in seconds; 0 for anything else."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", elapsed)
+    if match is None:
+        return 0.0
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+
+
 def cancel(ids: Sequence[str], submissions: Submissions | None = None) -> None:
     """Cancel jobs; those that have ended already are left alone.
 

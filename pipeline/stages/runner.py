@@ -117,6 +117,7 @@ def run_task(
                 stop_requested=lambda: require() or stop_requested(),
                 rank_lost=rank_lost,
             )
+            work.progress(0, 1)  # `status` sees that it is here
             if task.stage in (*TRAINING_STAGES, "finetune"):
                 check_torch()
             stage = importlib.import_module(f"pipeline.stages.{task.stage}")

@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -166,6 +169,40 @@ def test_links_planted_in_a_shared_store_are_not_written_through(launch, tmp_pat
     (store / "finetune").symlink_to(target)
     launch("all", code=2)
     assert f"{store / 'finetune'} is a link" in launch.err and not list(target.iterdir())
+
+
+@pytest.mark.slow
+def test_cancel_ends_a_launcher_in_another_terminal_and_the_same_command_goes_on(launch):
+    settings = ["pretrain.epochs=400", "pretrain.checkpoint_steps=20", "methods={bn_refresh: {}}"]
+    command = [sys.executable, "-m", "pipeline.launch", "pretrain", TINY, "--cluster", "local"]
+    places = ["--store", str(launch.folder / "store"), "--runs", str(launch.folder / "runs")]
+    sets = [word for setting in (*LESS, *settings) for word in ("--set", setting)]
+    running = subprocess.Popen(
+        [*command, *places, *sets], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    seen = set()
+    deadline = time.monotonic() + 60
+    while not list(launch.folder.glob("store/pretrain/*bn_refresh*/checkpoints/*.pt")):
+        assert time.monotonic() < deadline and running.poll() is None, running.communicate()[0]
+        launch("status", "--json")
+        seen |= {
+            task["state"] for task in json.loads(launch.out)["tasks"] if task["id"].startswith("pretrain/")
+        }
+        time.sleep(0.1)
+    assert {"starting", "running"} <= seen
+    launch("cancel")
+    assert f"cancelled: the launcher (process {running.pid}) has ended its jobs" in launch.out
+    assert running.wait(5) == 130 and "the same command goes on from here" in running.communicate()[0]
+    launch("cancel")
+    assert launch.out == "nothing to cancel\n"
+    launch("status")
+    assert (
+        "running" not in launch.out.split("pretrain")[1]
+        and not (launch.folder / "runs/tiny/running.json").exists()
+    )
+    assert launch("pretrain", settings=settings) == {"pretrain/tiny-bn_refresh-cnn-s0"}
+    logs = "".join(path.read_text() for path in (launch.folder / "runs/tiny/logs").glob("*_log.err"))
+    assert "going on after step" in logs
 
 
 def test_what_is_not_there_is_not_pointed_to(tmp_path, capsys):
