@@ -110,6 +110,19 @@ class Splits(Strict):
         return self
 
 
+class Intensity(Strict):
+    """What is black and what is white in images of more than 8 bits a channel, in their own units."""
+
+    black: float
+    white: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Intensity:
+        if self.black >= self.white:
+            raise ValueError(f"black {self.black:g} must be below white {self.white:g}")
+        return self
+
+
 MaskValue = Annotated[int, Field(ge=0, le=255)]
 FOR_SOURCES = {  # key of a data set → the sources that it is for
     "mask_column": ("csv",),
@@ -147,6 +160,7 @@ class Dataset(Strict):
     splits: Splits = Splits()
     seed: Seed = 0
     resize: int | None = Field(None, ge=8, le=8192)  # longest allowed short side, in pixels
+    intensity: Intensity | None = None  # None: as the images' values tell, and DICOM files their own windows
     duplicates: Literal["error", "drop", "keep"] = "error"  # identical pixels across splits
     max_rejected: float = Field(0.05, ge=0, le=1)  # share of unreadable images
     shard_samples: int = Field(1000, ge=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +26,11 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from shards import deep, dicom
+from shards.deep import deep_pixels, is_deep
+from shards.dicom import is_dicom
+from shards.intensity import Deep, Kind, Levels, Window, byte_span, measure, show
+
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}  # read from folders
 )
@@ -33,8 +38,8 @@ PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, Tif
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # theirs: all that Pillow may try
 JPEG_QUALITY = 95
 THUMBNAIL = 16  # side of the grey thumbnail that near-duplicates are compared by, in pixels
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 STRIP = 192 << 10  # bytes of pixels hashed at once: they stay in a core's cache
-GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
 class Unreadable(Exception):
@@ -46,17 +51,21 @@ class Picture:
     """A decoded file.
 
     Attributes:
-        image: upright first frame in mode RGB, L or I;16.
+        image: upright first frame in mode RGB or L, or with more than 8 bits a channel.
         kept: suffix under which the file's own bytes can be stored ("jpg", "png", "webp"), or "" where
             they must be re-encoded.
         lossy: the file was compressed with loss, so that a re-encoding may be too.
         orientation: as EXIF has it, 1 where the file's pixels are upright.
+        frames: pages, frames or moments of the file; the first is shown.
+        windowed: a DICOM file that says itself what is black and white.
     """
 
-    image: Image.Image
+    image: Image.Image | Deep
     kept: str
     lossy: bool
     orientation: int = 1
+    frames: int = 1
+    windowed: bool = False
 
 
 class Decoded(NamedTuple):
@@ -84,9 +93,12 @@ class Inspection:
         pixel_hash: SHA-256 (first 32 hex digits) over size and upright pixels, before any resizing.
         perceptual_hash: 64-bit difference hash.
         thumbnail: 16 x 16 grey bytes.
-        peak16: greatest value of a 16-bit image, 0 for 8-bit ones.
+        levels: how the values of an image of more than 8 bits a channel are distributed; None for others.
+        span: grey values between the 1 % and the 99 % quantile of an image of 8 bits a channel.
         upright: (width, height) of the upright image before any resizing.
         orientation: as EXIF has it, 1 where the file's pixels are upright.
+        frames: pages, frames or moments of the file; the first is stored.
+        windowed: a DICOM file that says itself what is black and white.
     """
 
     sha256: str
@@ -97,18 +109,35 @@ class Inspection:
     pixel_hash: str
     perceptual_hash: int
     thumbnail: bytes
-    peak16: int
+    levels: Levels | None
+    span: int
     upright: tuple[int, int]
     orientation: int
+    frames: int = 1
+    windowed: bool = False
 
 
-def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these bytes (132 or more) is DICOM."""
-    return head[128:132] == b"DICM"
+@dataclass(frozen=True)
+class Rules:
+    """How the images of a dataset are decoded.
+
+    Attributes:
+        resize: longest short side allowed in the shard, in pixels.
+        own_windows: whether the window of a DICOM file decides what is black and white in it.
+        windows: black and white of images of more than 8 bits, by kind; known once all have been measured.
+    """
+
+    resize: int | None = None
+    own_windows: bool = True
+    windows: Mapping[Kind, Window] | None = None
 
 
-def load(data: bytes) -> Picture:
+def load(data: bytes, *, own_windows: bool = True) -> Picture:
     """Decode an image file.
+
+    Args:
+        data: the file's bytes.
+        own_windows: whether the window of a DICOM file is applied; else its values are wanted.
 
     Raises:
         Unreadable: with the reason; also for images so large that they may be decompression bombs.
@@ -117,7 +146,9 @@ def load(data: bytes) -> Picture:
         raise Unreadable("file is empty")
     with reasons(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _load_dicom(data) if is_dicom(data[:132]) else _load_image(data)
+        if is_dicom(data[: dicom.PREAMBLE]):
+            return _load_dicom(data, own_windows)
+        return _load_image(data)
 
 
 @contextmanager
@@ -127,6 +158,8 @@ def reasons() -> Iterator[None]:
         yield
     except Unreadable:
         raise
+    except (deep.NotDecoded, dicom.Refused) as error:
+        raise Unreadable(str(error)) from None
     except UnidentifiedImageError:
         raise Unreadable("not an image in a known format") from None
     except MemoryError:
@@ -149,15 +182,35 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _load_image(data: bytes) -> Picture:
-    image = opened(data)
+    image = _identified(data)
     kept = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}.get(image.format or "", "")
     lossy = kept == "jpg" or (kept == "webp" and _is_lossy_webp(data))
-    moving = kept in ("png", "webp") and getattr(image, "is_animated", False)
+    frames = int(getattr(image, "n_frames", 1))
+    if image.format == "MPO":
+        frames = 1  # the same view again, for a screen or in depth
+    if is_deep(image):  # before EXIF is looked for, which may load it
+        orientation = _orientation(_identified(data))
+        pixels = deep_pixels(data, image, FORMATS)
+        turned = _orientation(image)  # of a TIFF, Pillow has turned it
+        values = deep.upright(pixels.values, turned)
+        return Picture(Deep(values, pixels.inverted), "", False, _known(orientation), frames)
     orientation = _orientation(image)
-    if moving or image.mode == "CMYK" or orientation != 1:
+    if (frames > 1 and kept in ("png", "webp")) or image.mode == "CMYK" or orientation != 1:
         kept = ""
-    turned = orientation if orientation in range(2, 9) else 1
-    return Picture(_upright(image), kept, lossy, turned)
+    return Picture(_upright(image), kept, lossy, _known(orientation), frames)
+
+
+def _identified(data: bytes) -> Image.Image:
+    try:
+        return opened(data)
+    except UnidentifiedImageError:
+        if data[:4] in TIFF_MARKS and (layout := deep.tiff_layout(data)):
+            raise Unreadable(f"a TIFF with {layout} is not read") from None
+        raise
+
+
+def _known(orientation: int) -> int:
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _is_lossy_webp(data: bytes) -> bool:
@@ -175,92 +228,58 @@ def _is_lossy_webp(data: bytes) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The pixels of an opened image in mode RGB, L or I;16; not copied where they are so in the file."""
+    """The pixels of an opened image in mode RGB or L; not copied where they are so in the file."""
     image.load()
     return _plain(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The image in mode RGB, L or I;16; an alpha channel is left out."""
+    """The image in mode RGB or L; an alpha channel is left out."""
     if image.mode in ("RGB", "L"):
         return image
-    if image.mode in GREY16_MODES:
-        return Image.fromarray(_to_uint16(np.asarray(image)))
+    if image.mode in ("LA", "RGBA", "PA", "P"):
+        _check_alpha(image)
     if image.mode in ("1", "LA"):
         return image.convert("L")
     if image.mode in ("P", "PA"):
         return image.convert("RGBA").convert("RGB")
+    if image.mode in deep.GREY:
+        raise Unreadable(f"{image.mode} where 8 bits a channel were expected")
     return image.convert("RGB")
 
 
-def _to_uint16(pixels: np.ndarray) -> np.ndarray:
-    """Grey values of any type as uint16.
-
-    Whole numbers that fit stay as they are, floats in [0, 1] are multiplied by 65535, all else is stretched
-    from the image's least to its greatest value.
-    """
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise Unreadable("grey values are not finite")
-    low, high = pixels.min(), pixels.max()
-    if pixels.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return pixels.astype(np.uint16)
-    scaled = pixels.astype(np.float64)
-    if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
-        scaled *= 65535
-    else:
-        scaled = (scaled - low) * (65535 / max(float(high) - float(low), 1e-12))
-    return np.rint(scaled).astype(np.uint16)
+def _check_alpha(image: Image.Image) -> None:
+    """Refuse an image of one colour whose transparency is all that it shows."""
+    if image.mode in ("P", "PA") and "transparency" not in image.info and image.mode == "P":
+        return
+    whole = image.convert("RGBA")
+    ends = [band.getextrema() for band in whole.split()]
+    if ends[-1][0] != ends[-1][1] and all(low == high for low, high in ends[:-1]):
+        raise Unreadable("it is of one colour: all that it shows is in its alpha channel")
 
 
-def _load_dicom(data: bytes) -> Picture:
-    """The first frame as a display shows it: rescaled, windowed, MONOCHROME1 inverted."""
-    try:
-        import pydicom
-        from pydicom import pixels as dicom_pixels
-    except ImportError:
-        raise Unreadable("DICOM needs the package pydicom") from None
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    if "PixelData" not in dataset:
-        raise Unreadable("DICOM file without an image")
-    _check_pixels(dataset.Columns, dataset.Rows)
-    frame = dicom_pixels.pixel_array(dataset, index=0)  # colour comes as RGB
-    if frame.ndim == 3:
-        wide = frame.dtype != np.uint8
-        return Picture(Image.fromarray((frame >> 8 if wide else frame).astype(np.uint8)), "", False)
-    values = np.asarray(dicom_pixels.apply_modality_lut(frame, dataset), np.float64)
-    if dataset.get("VOILUTSequence"):
-        low, high = 0.0, 2.0 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
-        values = dicom_pixels.apply_voi(np.rint(values).astype(np.int64), dataset)
-    elif dataset.get("WindowCenter") is not None:
-        ends = np.array(
-            [-1e9, 1e9]
-        )  # far outside any window: they come out as its darkest and brightest value
-        low, high = dicom_pixels.apply_windowing(ends, dataset)
-        values = dicom_pixels.apply_windowing(values, dataset)
-    else:
-        low, high = values.min(), values.max()
-    grey = np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        grey = 255 - grey
-    return Picture(Image.fromarray(np.rint(grey).astype(np.uint8)), "", False)
+def _load_dicom(data: bytes, own_windows: bool) -> Picture:
+    frame = dicom.read(data, own_windows=own_windows, check=_check_pixels)
+    image = frame.shown if frame.shown is not None else frame.deep
+    assert image is not None
+    return Picture(image, "", False, frames=frame.frames, windowed=frame.windowed)
 
 
-def inspect(data: bytes, *, resize: int | None) -> Inspection:
+def inspect(data: bytes, *, rules: Rules) -> Inspection:
     """Decode a file and measure it.
 
     Args:
         data: the file's bytes.
-        resize: longest short side allowed in the shard, in pixels.
+        rules: of the dataset.
 
     Raises:
         Unreadable: with the reason.
     """
-    picture = load(data)
+    picture = load(data, own_windows=rules.own_windows)
     image = picture.image
-    width, height = _fitted(image.size, resize)
+    width, height = _fitted(image.size, rules.resize)
     original = bool(picture.kept) and (width, height) == image.size
-    peak = int(np.asarray(image).max()) if image.mode == "I;16" else 0
-    grey = _to_grey8(image, peak) if image.mode == "I;16" else _as_mode(image, "L")
+    grey = _as_mode(show(image) if isinstance(image, Deep) else image, "L")
     return Inspection(
         sha256=hashlib.sha256(data).hexdigest(),
         format=picture.kept if original else "jpg" if picture.lossy else "png",
@@ -270,27 +289,25 @@ def inspect(data: bytes, *, resize: int | None) -> Inspection:
         pixel_hash=_pixel_hash(image),
         perceptual_hash=_difference_hash(grey),
         thumbnail=grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
-        peak16=peak,
+        levels=measure(image) if isinstance(image, Deep) else None,
+        span=byte_span(grey),
         upright=image.size,
         orientation=picture.orientation,
+        frames=picture.frames,
+        windowed=picture.windowed,
     )
 
 
-def encode(data: bytes, *, resize: int | None) -> bytes:
-    """The bytes to store for a file that is not kept as it is: upright and resized.
+def encode(data: bytes, *, rules: Rules) -> bytes:
+    """The bytes to store for a file that is not kept as it is: upright, 8 bits a channel, resized.
 
     JPEG of quality 95 for a file that was compressed with loss, else PNG.
     """
-    picture = load(data)
-    image = picture.image
-    size = _fitted(image.size, resize)
+    picture = load(data, own_windows=rules.own_windows)
+    image = show(picture.image, rules.windows) if isinstance(picture.image, Deep) else picture.image
+    size = _fitted(image.size, rules.resize)
     if size != image.size:
-        if image.mode == "I;16":
-            resized = image.convert("F").resize(size, Image.Resampling.LANCZOS)
-            values = np.rint(np.clip(np.asarray(resized), 0, 65535)).astype(np.uint16)
-            image = Image.fromarray(values)
-        else:
-            image = image.resize(size, Image.Resampling.LANCZOS)
+        image = image.resize(size, Image.Resampling.LANCZOS)
     out = io.BytesIO()
     if picture.lossy:
         image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -299,21 +316,20 @@ def encode(data: bytes, *, resize: int | None) -> bytes:
     return out.getvalue()
 
 
-def decode(data: bytes, *, grey16_max: int = 65535) -> Image.Image:
+def decode(data: bytes) -> Image.Image:
     """A stored image as RGB, 8 bits a channel.
 
     Args:
         data: a JPEG, PNG or WebP file.
-        grey16_max: the 16-bit grey value that becomes white.
 
     Raises:
         Unreadable: with the reason.
     """
     with reasons():
-        return _as_rgb(opened(data), grey16_max)
+        return _as_mode(_upright(opened(data)), "RGB")
 
 
-def decode_small(data: bytes, *, at_least: int, grey16_max: int = 65535) -> Decoded:
+def decode_small(data: bytes, *, at_least: int) -> Decoded:
     """The same, where so many pixels are enough for either side.
 
     A JPEG then comes at a half, a quarter or an eighth of its size, without the frequencies that would be
@@ -322,14 +338,8 @@ def decode_small(data: bytes, *, at_least: int, grey16_max: int = 65535) -> Deco
     with reasons():
         image = opened(data)
         drafted = image.draft(image.mode, (at_least, at_least)) if _orientation(image) == 1 else None
-        whole = _as_rgb(image, grey16_max)
+        whole = _as_mode(_upright(image), "RGB")
     return Decoded(whole, *(drafted[1][2:] if drafted else whole.size))
-
-
-def _as_rgb(image: Image.Image, grey16_max: int) -> Image.Image:
-    """The pixels of an opened image."""
-    image = _upright(image)
-    return _as_mode(_to_grey8(image, grey16_max) if image.mode == "I;16" else image, "RGB")
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -340,11 +350,6 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """As EXIF has it, 1 where the file's pixels are upright."""
     return image.getexif().get(0x0112, 1)
-
-
-def _to_grey8(image: Image.Image, white: int) -> Image.Image:
-    values = np.asarray(image).astype(np.float32) * (255 / max(white, 1))
-    return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
 
 
 def _fitted(size: tuple[int, int], resize: int | None) -> tuple[int, int]:
@@ -362,7 +367,7 @@ def strips(image: Image.Image, most: int) -> Iterator[tuple[int, Image.Image]]:
     the system after every image: the next one is slower for it, by up to two thirds.
 
     Args:
-        image: mode RGB, L or I;16.
+        image: mode RGB or L.
         most: bytes that a piece makes in RGB, where that is a row or more.
     """
     rows = max(1, most // (3 * image.width))
@@ -373,12 +378,17 @@ def strips(image: Image.Image, most: int) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _pixel_hash(image: Image.Image) -> str:
-    """Of an image in mode RGB, L or I;16: grey is hashed as the colour it shows."""
-    wide = image.mode == "I;16"
-    digest = hashlib.sha256(f"{image.width}x{image.height}:{'16' if wide else ''}".encode())
+def _pixel_hash(image: Image.Image | Deep) -> str:
+    """Of upright pixels: grey is hashed as the colour it shows, values of more than 8 bits as numbers."""
+    if isinstance(image, Deep):
+        width, height = image.size
+        whole = image.values.dtype.kind in "iu"
+        digest = hashlib.sha256(f"{width}x{height}:{image.values.ndim}{'i' if whole else 'f'}".encode())
+        digest.update(image.values.astype("<i8" if whole else "<f8").tobytes())
+        return digest.hexdigest()[:32]
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     for _, strip in strips(image, STRIP):
-        digest.update(np.asarray(strip, "<u2").tobytes() if wide else _as_mode(strip, "RGB").tobytes())
+        digest.update(_as_mode(strip, "RGB").tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -51,7 +51,7 @@ def inspect(
     entries: list[Entry] = []
     rejected: list[tuple[str, str]] = []
     chunks = [samples[start : start + parallel.CHUNK] for start in range(0, len(samples), parallel.CHUNK)]
-    for seen in pool.map(_inspect_chunk, [(chunk, options.resize) for chunk in chunks]):
+    for seen in pool.map(_inspect_chunk, [(chunk, options.rules) for chunk in chunks]):
         for result in seen:
             sample = samples[len(entries) + len(rejected)]
             if isinstance(result, str):
@@ -63,13 +63,13 @@ def inspect(
 
 
 def _inspect_chunk(
-    samples: list[Sample], resize: int | None
+    samples: list[Sample], rules: codec.Rules
 ) -> list[tuple[codec.Inspection, Measured | None] | str]:
     """Runs in a worker: each file's measures and its annotation's, or the reason why it cannot be used."""
     results: list[tuple[codec.Inspection, Measured | None] | str] = []
     for sample in samples:
         try:
-            seen = codec.inspect(sample.read(), resize=resize)
+            seen = codec.inspect(sample.read(), rules=rules)
             results.append((seen, measure(sample, seen)))
         except FileNotFoundError:
             results.append("no such file")

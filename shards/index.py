@@ -24,7 +24,7 @@ from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Task
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX, SAMPLES, REJECTED, REPORT = "index.json", "samples.csv", "rejected.csv", "data_report.json"
 OPEN_FILES = 128  # shards kept open a process
 COLUMNS = {
@@ -169,7 +169,7 @@ class Index:
         return self._files.read(self._shard_names[row], int(self._offsets[row]), int(self._lengths[row]))
 
     def decode(self, row: int) -> Image.Image:
-        """The image of a sample in mode RGB, upright, 16-bit grey scaled to 8. Raises InputError."""
+        """The image of a sample in mode RGB, upright. Raises InputError."""
         return self.decode_bytes(self.read(row))
 
     def decode_small(self, row: int, *, at_least: int) -> codec.Decoded:
@@ -221,12 +221,12 @@ class Index:
     def decode_bytes(self, data: bytes) -> Image.Image:
         """The same as :meth:`decode` for the bytes of a sample that came through :func:`shards.stream`."""
         with self._input_error():
-            return codec.decode(data, grey16_max=self.meta["grey16_max"])
+            return codec.decode(data)
 
     def decode_small_bytes(self, data: bytes, *, at_least: int) -> codec.Decoded:
         """The same as :meth:`decode_small` for such bytes."""
         with self._input_error():
-            return codec.decode_small(data, at_least=at_least, grey16_max=self.meta["grey16_max"])
+            return codec.decode_small(data, at_least=at_least)
 
     @contextmanager
     def _input_error(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from shards import codec
+from shards.deep import GREY
 from shards.errors import InputError, listed
 from shards.files import read_regular
 
@@ -44,7 +45,7 @@ class MaskFile:
             return np.asarray(image)
         if image.mode == "1":
             return np.asarray(image.convert("L"))
-        if image.mode in codec.GREY16_MODES:
+        if image.mode in GREY:
             depth = {"I": "of 32-bit integers", "F": "of floating-point numbers"}.get(image.mode, "16-bit")
             raise InputError(f"mask {self.path} is {depth}: expected 8-bit grey or a palette")
         channels = np.asarray(image.convert("RGBA"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from shards.codec import Rules
 from shards.errors import InputError
+from shards.intensity import Kind, Window
 from shards.sources import SPLITS
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -27,6 +29,9 @@ class ShardOptions:
         shard_samples: most samples a tar.
         unlabelled: folders of images without labels for pretraining; relative ones are below the source's
             root (the working directory for digits).
+        intensity: (black, white) of all images of more than 8 bits a channel, in their own units; None: as
+            :mod:`shards.intensity` finds them, and for DICOM files with a window as that says.
+        windows: black and white by kind, as another dataset's index has them, in place of what is found.
         only_test: every sample goes to the test split, whatever the source says, and nothing else is asked of
             it: a set that others' models are tried on.
         processes: at most so many that read and write; None: one a CPU core. With more than 1, the calling
@@ -40,6 +45,8 @@ class ShardOptions:
     max_rejected: float = 0.05
     shard_samples: int = 1000
     unlabelled: Sequence[str | Path] = ()
+    intensity: Window | None = None
+    windows: Mapping[Kind, Window] | None = None
     only_test: bool = False
     processes: int | None = 1
 
@@ -55,5 +62,12 @@ class ShardOptions:
         for name, value in (("resize", self.resize), ("processes", self.processes)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value} (expected at least 1)")
+        if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
+            raise InputError(f"intensity: black {self.intensity[0]} must be below white {self.intensity[1]}")
         if self.shard_samples < 1:
             raise InputError(f"shard_samples is {self.shard_samples} (expected at least 1)")
+
+    @property
+    def rules(self) -> Rules:
+        """How images are decoded, but for windows that only a look at all of them tells."""
+        return Rules(resize=self.resize, own_windows=self.intensity is None, windows=self.windows)

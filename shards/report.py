@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from shards import codec, duplicates
+from shards import codec, duplicates, intensity
 from shards.annotate import Measured
 from shards.errors import listed
+from shards.intensity import Kind, Window
 from shards.names import nearly_equal
 from shards.sources import ANNOTATIONS, SPLITS, Listing, Sample
 
@@ -40,6 +41,7 @@ class Facts:
     rejected: Sequence[tuple[str, str]]
     splits_made: Sequence[str]
     duplicates: Duplicates
+    windows: Mapping[Kind, Window]
 
 
 def counts(classes: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
@@ -129,6 +131,65 @@ def _near_duplicates(facts: Facts) -> dict[str, Any]:
     }
 
 
+def _frames(facts: Facts) -> list[str]:
+    """Files of several pages or frames, of which the first is in the dataset."""
+    several = [(sample.path, one.frames) for sample, one in zip(facts.samples, facts.seen) if one.frames > 1]
+    if not several:
+        return []
+    left = sum(frames - 1 for _, frames in several)
+    path, frames = several[0]
+    return [
+        f"{len(several)} files have several pages or frames, such as {path} with {frames}: the first of each"
+        f" is taken, {left} are left out"
+    ]
+
+
+def _intensities(facts: Facts) -> list[str]:
+    """What became black and white in images of more than 8 bits, and what looks as if it were wrong."""
+    lines = []
+    deep = [(sample.path, one.levels) for sample, one in zip(facts.samples, facts.seen) if one.levels]
+    for kind, window in sorted(facts.windows.items()):
+        mine = [(path, levels) for path, levels in deep if levels.kind == kind]
+        if not mine:
+            continue
+        what = "floats from 0 to 1" if kind == "unit" else "more than 8 bits a channel"
+        lines.append(
+            f"{len(mine)} images of {what}: values from {window[0]:g} to {window[1]:g} become black to white"
+            " (dataset.intensity can set them)"
+        )
+        far = intensity.outliers([levels for _, levels in mine])
+        away = [one for one, is_far in zip(mine, far) if is_far]
+        if away:
+            path, levels = away[0]
+            lines.append(
+                f"{len(away)} of them reach far beyond the others, such as {path} with values from"
+                f" {levels.quantiles[0]:g} to {levels.quantiles[-1]:g}: they are shown on the others' scale"
+            )
+        used = float(np.median([intensity.used_share(levels, window) for _, levels in mine]))
+        if used < intensity.LITTLE:
+            lines.append(
+                f"the median of these images uses {used:.0%} of the range from black to white: dark or flat;"
+                " dataset.intensity: {black: …, white: …} would spread it"
+            )
+    spans = [one.span for one in facts.seen if one.levels is None]
+    if spans and np.median(spans) < intensity.LITTLE * intensity.BYTE:
+        lines.append(
+            f"the median image of 8 bits a channel uses {np.median(spans) / intensity.BYTE:.0%} of the range"
+            " from black to white: dark or flat"
+        )
+    if deep and spans:
+        lines.append(
+            f"{len(deep)} images have more than 8 bits a channel and {len(spans)} have 8: are they alike?"
+        )
+    windowed = sum(one.windowed for one in facts.seen)
+    if windowed and len(facts.windows) and any(levels.kind == "values" for _, levels in deep):
+        lines.append(
+            f"{windowed} DICOM images say themselves what is black and white and others do not:"
+            " dataset.intensity makes one scale of all"
+        )
+    return lines
+
+
 def _spellings(facts: Facts) -> list[str]:
     """Classes, and groups, whose names are one to a person: they differ in case, spaces, zeros or ``.0``."""
     lines = []
@@ -151,7 +212,7 @@ def _spellings(facts: Facts) -> list[str]:
 
 
 def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list[str]:
-    lines = list(facts.listing.notes) + _spellings(facts)
+    lines = [*facts.listing.notes, *_spellings(facts), *_intensities(facts), *_frames(facts)]
     if facts.listing.task in ("multiclass", "multilabel") and len(facts.listing.classes) == 1:
         only = facts.listing.classes[0]
         lines.append(f"there is only one class, '{only}': good for pretraining, not for fine-tuning")

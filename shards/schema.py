@@ -62,7 +62,7 @@ class _Meta(_Described):
     classes: list[str] = Field(min_length=1)
     samples: Number
     counts: dict[Split, _Counts]
-    grey16_max: int = Field(ge=1, le=65535)
+    intensity: dict[Literal["values", "unit"], Annotated[list[float], Field(min_length=2, max_length=2)]]
     shards: list[_Shard] = Field(min_length=1)
     files: dict[Table, Sha256]
 

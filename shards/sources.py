@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from shards.boxes import Instances
-from shards.codec import SUFFIXES, is_dicom
+from shards.codec import SUFFIXES
+from shards.dicom import is_dicom
 from shards.errors import InputError, listed, nearest
 from shards.files import open_regular, read_regular
 from shards.masks import MaskFile, MaskValues

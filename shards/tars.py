@@ -47,7 +47,7 @@ class Shard:
     annotations: list[tuple[int, int]]
 
 
-def write_shard(path: Path, members: Sequence[Member], *, resize: int | None) -> Shard:
+def write_shard(path: Path, members: Sequence[Member], *, rules: codec.Rules) -> Shard:
     """Write one tar of KEY.jpg (or png, webp), an annotation and KEY.json a sample, in the order given.
 
     Raises:
@@ -73,7 +73,7 @@ def write_shard(path: Path, members: Sequence[Member], *, resize: int | None) ->
             return place
 
         for member in members:
-            places.append(put_file(f"{member.key}.{member.format}", _payload(member, resize)))
+            places.append(put_file(f"{member.key}.{member.format}", _payload(member, rules)))
             annotations.append((0, 0))
             if member.annotation is not None:
                 name = f"{member.key}.{member.annotation.suffix}"
@@ -127,14 +127,14 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
             raise InputError(f"{path.name} has {end} bytes, but its files end at {position}")
 
 
-def _payload(member: Member, resize: int | None) -> bytes:
+def _payload(member: Member, rules: codec.Rules) -> bytes:
     try:
         data = member.sample.read()
     except OSError as error:
         raise InputError(f"{member.sample.path} went away while it was sharded: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != member.sha256:
         raise InputError(f"{member.sample.path} changed while it was sharded")
-    return data if member.original else codec.encode(data, resize=resize)
+    return data if member.original else codec.encode(data, rules=rules)
 
 
 def _description(member: Member) -> bytes:

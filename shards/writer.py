@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from shards import gather, parallel, report
+from shards import codec, gather, intensity, parallel, report
 from shards.annotate import Entry, settle
 from shards.assemble import assemble
 from shards.gather import Progress
@@ -58,7 +58,10 @@ def write(
             gather.check_present(listing.classes, readable)
         assembled = assemble(listing.classes, readable, options)
         entries = assembled.entries
-        written = _write_shards(entries, partial, options, pool, progress)
+        levels = [entry.seen.levels for entry in entries if entry.seen.levels is not None]
+        windows = intensity.windows(levels, options.intensity) | dict(options.windows or {})
+        rules = replace(options.rules, windows=windows)
+        written = _write_shards(entries, partial, options, rules, pool, progress)
         _write_tables(partial, listing.task, entries, written, rejected)
         facts = report.Facts(
             listing=replace(listing, notes=listing.notes + assembled.notes),
@@ -68,6 +71,7 @@ def write(
             measured=[entry.measured for entry in entries],
             splits_made=assembled.splits_made,
             duplicates=assembled.found,
+            windows=windows,
         )
         (partial / REPORT).write_bytes(dump_json(report.make(facts)))
         meta = _meta(facts, samples, written, partial, options)
@@ -77,7 +81,12 @@ def write(
 
 
 def _write_shards(
-    entries: list[Entry], partial: Path, options: ShardOptions, pool: parallel.Pool, progress: Progress
+    entries: list[Entry],
+    partial: Path,
+    options: ShardOptions,
+    rules: codec.Rules,
+    pool: parallel.Pool,
+    progress: Progress,
 ) -> list[Shard]:
     """Tars of nearly equal numbers of samples, split by split."""
     jobs = []
@@ -93,7 +102,7 @@ def _write_shards(
         number = -(-len(members) // options.shard_samples)
         bounds = [len(members) * place // number for place in range(number + 1)] if number else [0]
         for place, (start, stop) in enumerate(pairwise(bounds)):
-            jobs.append((partial / f"{split}-{place:06d}.tar", members[start:stop], options.resize))
+            jobs.append((partial / f"{split}-{place:06d}.tar", members[start:stop], rules))
     written: list[Shard] = []
     done = 0
     for shard in pool.map(_write_job, jobs):
@@ -103,8 +112,8 @@ def _write_shards(
     return written
 
 
-def _write_job(path: Path, members: list[Member], resize: int | None) -> Shard:
-    return write_shard(path, members, resize=resize)
+def _write_job(path: Path, members: list[Member], rules: codec.Rules) -> Shard:
+    return write_shard(path, members, rules=rules)
 
 
 def _write_tables(
@@ -134,7 +143,6 @@ def _meta(
     facts: report.Facts, samples: list[Sample], written: list[Shard], partial: Path, options: ShardOptions
 ) -> dict[str, Any]:
     """The content of ``index.json``."""
-    peak = max(one.peak16 for one in facts.seen)
     shards = [
         {
             "name": shard.name,
@@ -152,6 +160,7 @@ def _meta(
     del decided["processes"]  # changes nothing
     if not options.only_test:
         del decided["only_test"]
+    del decided["windows"]  # they are the index's `intensity`
     del decided["unlabelled"]  # paths of this machine; the images count in the fingerprint
     return {
         "format_version": FORMAT_VERSION,
@@ -160,7 +169,7 @@ def _meta(
         **({"outlined": outlined} if facts.listing.task == "detection" else {}),
         "samples": len(facts.samples),
         "counts": report.counts(facts.listing.classes, facts.samples),
-        "grey16_max": 2 ** max(8, peak.bit_length()) - 1,
+        "intensity": {kind: list(window) for kind, window in sorted(facts.windows.items())},
         "shards": shards,
         "files": {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in tables},
         "source": {

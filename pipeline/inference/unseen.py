@@ -84,9 +84,12 @@ def write_like(
     Raises:
         shards.InputError: no image can be read.
     """
+    own = like.meta["options"]
     options = shards.ShardOptions(
-        resize=like.meta["options"]["resize"],
+        resize=own["resize"],
         max_rejected=1.0,
+        intensity=own["intensity"] and tuple(own["intensity"]),
+        windows={kind: tuple(window) for kind, window in like.meta["intensity"].items()},
         duplicates="keep",
         only_test=True,
         processes=processes,

@@ -23,6 +23,7 @@ from pipeline.nets.backbone import Net, check_image_size
 from pipeline.nets.seeding import seeded
 from pipeline.nets.weights import CONFIG, WEIGHTS, load_file, read_config
 from pipeline.specs import Architecture
+from shards import Index
 
 _PROVENANCE = "training"  # our own key in config.json; timm passes over it
 CROP_MODES: dict[Fit, str] = {"squash": "squash", "crop": "center", "pad": "border"}  # timm's words
@@ -77,6 +78,11 @@ def export(
     write_atomically(
         folder / CONFIG, (json.dumps(_config(net, trained, fit, classifier), indent=2) + "\n").encode()
     )
+
+
+def said_intensity(index: Index) -> dict[str, Any]:
+    """What an export says of images of more than 8 bits a channel: what was black and white in training."""
+    return {"intensity": index.meta["intensity"]} if index.meta["intensity"] else {}
 
 
 def load_exported(

@@ -28,7 +28,7 @@ from pipeline.evaluate.protocols import PROTOCOLS, check_metric
 from pipeline.evaluate.select import existing
 from pipeline.files import write_atomically
 from pipeline.manifest import describe_files
-from pipeline.nets.export import Classifier
+from pipeline.nets.export import Classifier, said_intensity
 from pipeline.specs import FinetuneSpec
 from pipeline.stages.work import MODEL, Interrupted, Outcome, Work
 from pipeline.targets import load_target
@@ -94,7 +94,11 @@ def _save(work: Work, spec: FinetuneSpec, problem: Problem, prediction: Predicti
         return {}
     classifier = Classifier(problem.index.classes, problem.multilabel, prediction.thresholds)
     trained = {name: getattr(spec, name) for name in ("dataset", "protocol", "fraction", "seed")}
-    trained |= {"method": spec.label, "num_labels": len(problem.train), "val": existing(prediction.val)}
+    trained |= said_intensity(problem.index) | {
+        "method": spec.label,
+        "num_labels": len(problem.train),
+        "val": existing(prediction.val),
+    }
     prediction.save(folder, classifier, trained)
     return describe_files(folder)
 

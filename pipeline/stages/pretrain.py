@@ -25,7 +25,7 @@ from pipeline.evaluate.knn import knn_predict
 from pipeline.methods.load import load_method
 from pipeline.methods.registry import method_info
 from pipeline.nets.cost import cost
-from pipeline.nets.export import export
+from pipeline.nets.export import export, said_intensity
 from pipeline.specs import PretrainSpec
 from pipeline.stages.training import batch_warnings, make_nets, read_images, train, train_images
 from pipeline.stages.work import Outcome, Work
@@ -74,7 +74,7 @@ def run(work: Work) -> Outcome:
             trained = train(method, images, work=work, spec=spec, world=world, steps=steps, probe=probe)
         peak = peak_memory(world)
         if world.is_first:
-            _export(trained, work.folder, spec)
+            _export(trained, work.folder, spec, said_intensity(index))
         return Outcome(
             metrics=_metrics(trained, learns=steps == "train")
             | {"backbones": costs, "warnings": [] if steps == "none" else batch_warnings(images, spec)},
@@ -130,8 +130,9 @@ def _knn_score(
     return float(average_precision_score(truth[:, occurring], predicted[:, occurring], average="macro"))
 
 
-def _export(trained: Trained, folder: Path, spec: PretrainSpec) -> None:
+def _export(trained: Trained, folder: Path, spec: PretrainSpec, intensity: dict[str, Any]) -> None:
     said = {
+        **intensity,
         "dataset": spec.dataset,
         "method": spec.method,
         "options": spec.options,

@@ -51,6 +51,7 @@ def options_of(dataset: Dataset, *, processes: int = 1) -> shards.ShardOptions:
         resize=dataset.resize,
         duplicates=dataset.duplicates,
         max_rejected=dataset.max_rejected,
+        intensity=None if dataset.intensity is None else (dataset.intensity.black, dataset.intensity.white),
         shard_samples=dataset.shard_samples,
         unlabelled=dataset.unlabelled,
         processes=processes,

@@ -286,8 +286,8 @@ def image(folder: Path, data: bytes) -> None:
     del folder
     for resize in (None, 8):
         try:
-            seen = codec.inspect(data, resize=resize)
-            stored = data if seen.original else codec.encode(data, resize=resize)
+            seen = codec.inspect(data, rules=codec.Rules(resize=resize))
+            stored = data if seen.original else codec.encode(data, rules=codec.Rules(resize=resize))
             assert codec.decode(stored).size == (seen.width, seen.height)
         except codec.Unreadable as error:
             assert str(error) and "\n" not in str(error)

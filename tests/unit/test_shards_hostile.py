@@ -57,7 +57,7 @@ STORED = {  # name: (format, width, height, own bytes)
     "moving.webp": ("jpg", 24, 16, False),
     "moving.png": ("png", 24, 16, False),
     "turned.jpg": ("jpg", 16, 24, False),
-    "grey16.png": ("png", 24, 16, True),
+    "grey16.png": ("png", 24, 16, False),
     "grey16.tif": ("png", 24, 16, False),
     "palette.png": ("png", 24, 16, True),
     "metadata.png": ("png", 24, 16, True),
