@@ -20,6 +20,7 @@ from pipeline.errors import UserError, one_line
 from pipeline.methods.load import load_method, load_search
 from pipeline.methods.registry import searched_option
 from pipeline.nets.backbone import Net, create_backbone, evaluating
+from pipeline.nets.weights import shown
 from pipeline.specs import Backbone, FinetuneSpec, PretrainSpec
 from pipeline.stages.training import make_nets
 
@@ -97,10 +98,15 @@ def _refusal(net: Net) -> UserError | None:
     size = net.image_size
     try:
         with evaluating(net):
-            net.features(torch.zeros(2, 3, size, size))
+            features = net.features(torch.zeros(2, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         said = one_line(error)[:120]
         return UserError(f"backbone '{net.name}' cannot take images of {size} pixels ({said})")
+    if features.shape != (2, net.num_features):
+        return UserError(
+            f"backbone '{net.name}' gives features of the shape {tuple(features.shape[1:])} where a vector of"
+            f" {net.num_features} is expected: its args {shown(net.args)} leave out pooling"
+        )
     return None
 
 

@@ -27,7 +27,7 @@ def read_contents(experiment: Experiment) -> dict[str, str]:
     for path in sorted(paths):
         try:
             found[str(path)] = sha256_file(path)
-        except OSError:
+        except (OSError, ValueError):  # a NUL in a path: refused where it is read
             continue
     return found
 

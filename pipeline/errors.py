@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -26,6 +26,24 @@ LEAST_SECRET = 6  # characters; a shorter value ("true") would be cut out of wor
 
 class UserError(ValueError):
     """Something in the input is wrong; the message names it and says what was expected."""
+
+
+class UserErrors(UserError):
+    """Several mistakes that were found at once; ``errors`` has one line each."""
+
+    def __init__(self, errors: Sequence[UserError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = list(errors)
+
+
+def raise_all(errors: Sequence[UserError]) -> None:
+    """Raise what was found: one mistake as it is, several together, nothing where there is none."""
+    flat = [one for error in errors for one in (error.errors if isinstance(error, UserErrors) else [error])]
+    distinct = list({str(error): error for error in flat}.values())
+    if len(distinct) == 1:
+        raise distinct[0]
+    if distinct:
+        raise UserErrors(distinct)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ Imports no torch, so that ``plan``, ``show`` and ``--help`` answer at once on a 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources as package_files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.batches import check_batch
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, UserErrors, nearest, raise_all
 from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS, check_metric
 from pipeline.experiment import Experiment, Json
 from pipeline.methods.registry import METHODS, OptionError, searched_option
@@ -114,32 +114,59 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
     try:
         experiment = Experiment.model_validate(given)
     except ValidationError as error:
-        raise _first_error(error, Experiment, (), origin) from None
-    for label, entry in experiment.methods.items():
-        name = experiment.method_of(label)
-        where = ("methods", label)
-        if name not in METHODS:
-            raise origin.error(where, f"unknown method{nearest(name, METHODS)} (known: {', '.join(METHODS)})")
-        try:
-            experiment.options_of(label)
-        except OptionError as error:
-            option = () if error.option is None else (error.option,)
-            raise origin.error((*where, "options", *option), str(error)) from None
-        try:
-            Training.model_validate(entry.train)
-        except ValidationError as error:
-            raise _first_error(error, Training, (*where, "train"), origin) from None
-        missing = set(METHODS[name].archs) - set(experiment.backbones_of(label))
-        if METHODS[name].joint and missing:
-            raise origin.error(("backbones",), f"the method {name} needs both a cnn and a vit")
-        for arch in entry.backbones:
-            if arch not in METHODS[name].archs:
-                raise origin.error((*where, "backbones", arch), f"the method {name} trains no {arch}")
-        if missing == set(METHODS[name].archs):
-            raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
-        _check_batches(experiment, label, origin)
-    _check_metrics(experiment, origin)
-    _check_protocols(experiment, origin)
+        raise_all(_errors(error, Experiment, (), origin))
+        raise
+    found: list[UserError] = []
+    for label in experiment.methods:
+        found += _collected(_check_method, experiment, label, origin)
+    if not found:  # what follows needs methods that are known
+        for label in experiment.methods:
+            found += _collected(_check_batches, experiment, label, origin)
+    for check in (_check_metrics, _check_protocols, _check_baseline):
+        found += _collected(check, experiment, origin)
+    raise_all(found)
+    return experiment
+
+
+def _collected(check: Callable[..., None], *arguments: Any) -> list[UserError]:
+    """What a check refuses."""
+    try:
+        check(*arguments)
+    except UserErrors as errors:
+        return errors.errors
+    except UserError as error:
+        return [error]
+    return []
+
+
+def _check_method(experiment: Experiment, label: str, origin: _Origin) -> None:
+    """Refuse a method that is unknown, its options and settings, and nets that it cannot train."""
+    entry, name = experiment.methods[label], experiment.method_of(label)
+    where = ("methods", label)
+    if name not in METHODS:
+        raise origin.error(where, f"unknown method{nearest(name, METHODS)} (known: {', '.join(METHODS)})")
+    found: list[UserError] = []
+    try:
+        experiment.options_of(label)
+    except OptionError as error:
+        option = () if error.option is None else (error.option,)
+        found.append(origin.error((*where, "options", *option), str(error)))
+    try:
+        Training.model_validate(entry.train)
+    except ValidationError as error:
+        found += _errors(error, Training, (*where, "train"), origin)
+    raise_all(found)
+    missing = set(METHODS[name].archs) - set(experiment.backbones_of(label))
+    if METHODS[name].joint and missing:
+        raise origin.error(("backbones",), f"the method {name} needs both a cnn and a vit")
+    for arch in entry.backbones:
+        if arch not in METHODS[name].archs:
+            raise origin.error((*where, "backbones", arch), f"the method {name} trains no {arch}")
+    if missing == set(METHODS[name].archs):
+        raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
+
+
+def _check_baseline(experiment: Experiment, origin: _Origin) -> None:
     baseline = experiment.report.baseline
     if baseline not in experiment.methods:
         raise origin.error(
@@ -147,7 +174,6 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
             f"{baseline!r} is not one of the methods ({', '.join(experiment.methods)})"
             + nearest(baseline, experiment.methods),
         )
-    return experiment
 
 
 def _check_batches(experiment: Experiment, label: str, origin: _Origin) -> None:
@@ -201,10 +227,21 @@ def _check_metrics(experiment: Experiment, origin: _Origin) -> None:
                 raise UserError(f"{origin.of(where)}: {error}; '{dataset.name}' is such data") from None
 
 
-def _first_error(error: ValidationError, model: type[BaseModel], prefix: tuple, origin: _Origin) -> UserError:
-    """The most telling of pydantic's errors, as one line."""
-    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    location = [part for part in problem["loc"] if part != "[key]"]
+def _errors(
+    error: ValidationError, model: type[BaseModel], prefix: tuple, origin: _Origin
+) -> list[UserError]:
+    """All of pydantic's errors, one line each, the most telling first."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] == "extra_forbidden")
+    found: dict[tuple, UserError] = {}
+    for problem in problems:  # of the members of a union the first says enough
+        location = tuple(part for part in problem["loc"] if part != "[key]")
+        found.setdefault(location[:4], _line_of(problem, location, model, prefix, origin))
+    return list(found.values())
+
+
+def _line_of(
+    problem: Any, location: tuple, model: type[BaseModel], prefix: tuple, origin: _Origin
+) -> UserError:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.errors import (
     EXIT_USER_ERROR,
@@ -17,12 +17,16 @@ from pipeline.errors import (
     UserError,
     nearest,
     one_line,
+    raise_all,
     storage_error,
 )
 from pipeline.files import chosen_umask
 from pipeline.garbage import look_for_garbage_rarely
-from pipeline.process import set_up_process
+from pipeline.process import require_utf8, set_up_process
 from pipeline.stages import STAGES
+
+if TYPE_CHECKING:
+    from pipeline.experiment import Experiment
 
 VERBS = {
     "all": "plan, submit what is not done, and on this machine run it",
@@ -99,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    require_utf8()
     given = parser().parse_args(arguments)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes it 20 ms
     signal.signal(signal.SIGTERM, _as_interrupt)
@@ -118,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shown = error if isinstance(error, user_errors()) else storage_error(error, given.runs)
         if shown is None:
             raise
-        print(f"error: {one_line(shown)}", file=sys.stderr)
+        for one in getattr(shown, "errors", [shown]):
+            print(f"error: {one_line(one)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 
@@ -144,7 +150,7 @@ def run(given: argparse.Namespace) -> int:
     if given.verb == "experiments":
         view.print_experiments(experiment_file.ready_experiments())
         return 0
-    experiment = experiment_file.load_experiment(given.experiment or "quickstart", given.set)
+    experiment = _load(given)
     if given.verb == "show":
         view.print_yaml(experiment.resolved())
         return 0
@@ -161,6 +167,31 @@ def run(given: argparse.Namespace) -> int:
 
     campaign = Campaign(experiment, store=given.store, runs=given.runs, cluster=given.cluster)
     return campaign.launch(_stages(given), wait=given.wait)
+
+
+def _load(given: argparse.Namespace) -> Experiment:
+    """The experiment; mistakes in its file and in the cluster's profile are told together.
+
+    Raises:
+        UserError, UserErrors: all of them, a line each.
+    """
+    from pipeline import experiment_file
+
+    found: list[UserError] = []
+    if given.cluster.endswith((".yaml", ".yml")):
+        import slurm
+
+        try:
+            slurm.load_profile(given.cluster)
+        except slurm.SlurmError as error:
+            found += [UserError(str(one)) for one in getattr(error, "errors", [error])]
+    try:
+        experiment = experiment_file.load_experiment(given.experiment or "quickstart", given.set)
+    except UserError as error:
+        raise_all([error, *found])
+        raise
+    raise_all(found)
+    return experiment
 
 
 def _stages(given: argparse.Namespace) -> list[str]:

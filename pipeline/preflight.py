@@ -29,6 +29,7 @@ def preflight(pending: Sequence[Task], sharded: Mapping[str, Path] | None = None
     tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
     _check_data(pending, tuned)
     _check_outlines(pending, sharded or {})
+    _check_classes(pending, sharded or {})
     if trained or tuned:
         check_torch()
         from pipeline.buildable import check_buildable
@@ -46,7 +47,31 @@ def _check_data(pending: Sequence[Task], tuned: Sequence[FinetuneSpec]) -> None:
     outlined = {spec.dataset: spec.protocol for spec in tuned if PROTOCOLS[spec.protocol].outlines}
     for task in tasks:
         name = ShardSpec.model_validate(task.spec).dataset.name
-        check_source(task, outlined=outlined.get(name))
+        listing = check_source(task, outlined=outlined.get(name))
+        if any(spec.dataset == name for spec in tuned):
+            _require_classes(name, listing.task, listing.classes)
+
+
+def _require_classes(dataset: str, labels: str, classes: Sequence[str]) -> None:
+    """Refuse to fine-tune where there is one class, before anything trains for it."""
+    if labels in ("multiclass", "multilabel") and len(classes) == 1:
+        raise UserError(
+            f"{dataset} has only one class, '{classes[0]}': fine-tuning needs at least two."
+            " To pretrain alone: python -m pipeline.launch pretrain"
+        )
+
+
+def _check_classes(pending: Sequence[Task], sharded: Mapping[str, Path]) -> None:
+    """Of data sets that are there."""
+    from shards.index import INDEX, read_json
+
+    seen: set[str] = set()
+    for task in pending:
+        for need in task.needs if task.stage == "finetune" else ():
+            if need in sharded and need not in seen:
+                seen.add(need)
+                meta = read_json(sharded[need] / INDEX)
+                _require_classes(task.spec["dataset"], meta.get("task", ""), meta.get("classes", ()))
 
 
 def _check_outlines(pending: Sequence[Task], sharded: Mapping[str, Path]) -> None:

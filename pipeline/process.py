@@ -5,8 +5,24 @@ from __future__ import annotations
 import getpass
 import os
 import pwd
+import sys
 
 from pipeline.errors import print_whatever_the_locale, redact_uncaught
+
+
+def require_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode where the locale has file names in another encoding.
+
+    Names are UTF-8 on every disk that this meets; in an ISO-8859-1 locale they would be read as other ones,
+    and become classes, keys and tables. What is printed stays in the terminal's encoding.
+    """
+    if sys.getfilesystemencoding().lower().replace("-", "") == "utf8" or sys.flags.utf8_mode:
+        return
+    encoding = sys.stdout.encoding if sys.stdout else "utf-8"
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", f"{encoding}:backslashreplace")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def set_up_process() -> None:

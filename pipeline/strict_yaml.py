@@ -1,4 +1,4 @@
-"""YAML as people mean it: every key once, nothing that unfolds into more than was written. No torch."""
+"""YAML as people mean it: every key once, words as written, nothing that unfolds without end. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError, one_line
+from slurm.plain_yaml import plain_loader
 
 MOST_NODES = 100_000  # aliases of aliases can stand for more values than memory holds
 MOST_LEVELS = 100
@@ -33,7 +34,7 @@ def read_yaml(text: str, *, name: str) -> tuple[Any, dict[Key, int]]:
     """
     lines: dict[Key, int] = {}
     try:
-        loader = yaml.SafeLoader(text)
+        loader = plain_loader()(text)
         root = loader.get_single_node()
         if root is not None:
             for number, (key, line) in enumerate(_keys(root, (), name)):

@@ -291,8 +291,8 @@ def _walk(top: Path, ignored: Counter[str], wanted: Callable[[Path], bool]) -> I
 
 
 def text(path: str) -> str:
-    """A file name that can be written as UTF-8, also where the file system's bytes are not."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A file name as UTF-8 has it, whatever the locale; bytes that are no UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _folders(top: Path, excluded: set[Path]) -> list[Path]:

@@ -7,15 +7,24 @@ import difflib
 import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from slurm.commands import ask
-from slurm.errors import SlurmError
+from slurm.errors import SlurmError, SlurmErrors
 from slurm.gpus import gpu_options
+from slurm.plain_yaml import plain_loader
 from slurm.resources import Request
 from slurm.secret_names import is_secret
 
@@ -79,7 +88,12 @@ def _gpu_type(text: str) -> str:
     return text
 
 
-Literally = Annotated[str, Field(min_length=1), AfterValidator(_option)]
+def _number_as_text(value: Any) -> Any:
+    """An account or a partition may be a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Literally = Annotated[str, Field(min_length=1), BeforeValidator(_number_as_text), AfterValidator(_option)]
 Program = Annotated[str, Field(min_length=1), AfterValidator(_program)]
 ShellLine = Annotated[str, AfterValidator(_printable)]
 Command = Annotated[str, AfterValidator(_command)]
@@ -253,14 +267,15 @@ def load_profile(path: str | Path) -> Profile:
     try:
         return Profile.model_validate(given)
     except ValidationError as error:
-        raise SlurmError(f"{path}: {_explain(error)}") from None
+        lines = _lines(path)
+        raise SlurmErrors([_explain(one, path, lines) for one in error.errors(include_url=False)]) from None
 
 
 def _read_yaml(text: str, path: Path) -> Any:
     """A YAML document without repeated keys (YAML itself would take the last) and values without end."""
     import yaml
 
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root = yaml.compose(text, Loader=plain_loader())
     for number, node in enumerate(_nodes(root) if root is not None else ()):
         where = f"{path}:{node.start_mark.line + 1}"
         if number >= MOST_NODES:
@@ -275,7 +290,7 @@ def _read_yaml(text: str, path: Path) -> Any:
             if key.value in seen:
                 raise SlurmError(f"{where}: {_quoted(key.value)} stands there twice")
             seen.add(key.value)
-    return yaml.safe_load(text)
+    return plain_loader()(text).get_single_data()
 
 
 def _nodes(node: Any) -> Iterator[Any]:
@@ -294,20 +309,39 @@ def _quoted(key: Any) -> str:
     return f"'{key}'" if str(key).isprintable() else repr(key)
 
 
-def _explain(error: ValidationError) -> str:
-    """The first complaint of pydantic as ``key: value: what was expected``."""
-    first = error.errors(include_url=False)[0]
-    parts = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
+def _lines(path: Path) -> dict[str, int]:
+    """The line of each key of a profile, by its dotted name."""
+    import yaml
+
+    found: dict[str, int] = {}
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=plain_loader())
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        prefix, node = waiting.pop()
+        for key, value in node.value if getattr(node, "id", "") == "mapping" else ():
+            name = f"{prefix}{key.value}"
+            found[name] = key.start_mark.line + 1
+            waiting.append((f"{name}.", value))
+    return found
+
+
+def _explain(problem: Any, path: Path, lines: Mapping[str, int]) -> str:
+    """One of pydantic's complaints as ``file:line: key: value: what was expected``."""
+    parts = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "constrained-"))]
     key = ".".join(parts)
-    if first["type"] == "extra_forbidden":
+    line = next(
+        (lines[name] for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in lines), None
+    )
+    where = f"{path}:{line}" if line else str(path)
+    if problem["type"] == "extra_forbidden":
         model: Any = Profile
         for part in parts[:-1]:
             model = model.model_fields[part].annotation
         known = list(model.model_fields)
         close = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         hint = f", did you mean '{close[0]}'?" if close else f" (one of {', '.join(known)})"
-        return f"unknown key {_quoted(key)}{hint}"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = message if first["type"] == "value_error" else f"expected {message}"
-    value = repr(first["input"])
-    return f"{key}: {value if len(value) <= 60 else value[:57] + '...'}: {expected}"
+        return f"{where}: unknown key {_quoted(key)}{hint}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = message if problem["type"] == "value_error" else f"expected {message}"
+    value = repr(problem["input"])
+    return f"{where}: {key}: {value if len(value) <= 60 else value[:57] + '...'}: {expected}"

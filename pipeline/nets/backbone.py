@@ -296,6 +296,7 @@ def build_timm(
             full = way | args
             with quiet_hub():
                 net = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **full)
+            _require_classifier(net, name, args)
             return net, full
         except TypeError as error:
             refused = next((key for key in full if f"'{key}'" in str(error)), None)
@@ -304,6 +305,21 @@ def build_timm(
         except Exception as error:
             raise imagenet_refusal(name, args, error, pretrained=pretrained) from error
     raise AssertionError("the last way passes no size")
+
+
+def _require_classifier(net: Any, name: str, args: dict[str, Any]) -> None:
+    """Refuse what timm builds in place of a net with features and a classifier.
+
+    Raises:
+        UserError: names the args, such as ``features_only``.
+    """
+    wanted = ("forward_features", "forward_head", "reset_classifier", "num_features")
+    missing = [part for part in wanted if not hasattr(net, part)]
+    if missing:
+        raise UserError(
+            f"backbone '{name}': with args {args} timm builds a {type(net).__name__}, which has no"
+            f" {missing[0]}; pretraining and fine-tuning need a whole net"
+        )
 
 
 def _is_fixed_size(base: str) -> bool:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import slurm
 from pipeline.errors import EXIT_USER_ERROR, OneLineParser, UserError, one_line
 from pipeline.files import chosen_umask
-from pipeline.process import set_up_process
+from pipeline.process import require_utf8, set_up_process
 from pipeline.stages import STAGES, TRAINING_STAGES
 from pipeline.stages.runner import run_task, user_errors
 from pipeline.stages.work import Interrupted
@@ -45,6 +45,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> NoReturn:
         )
     given = parser.parse_args(arguments)
     task_id = given.task if "/" in given.task else f"{stage}/{given.task}"
+    require_utf8()
     set_up_process()
     try:
         os.umask(chosen_umask())

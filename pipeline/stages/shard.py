@@ -88,12 +88,15 @@ def source_of(dataset: Dataset) -> shards.Source:
     )
 
 
-def check_source(task: Task, *, outlined: str | None = None) -> None:
+def check_source(task: Task, *, outlined: str | None = None) -> Listing:
     """List the source without reading an image, to refuse a missing folder, file, column or class early.
 
     Args:
         task: of this stage.
         outlined: a protocol that needs the outlines of objects, where one is to run on this data set.
+
+    Returns:
+        What it lists.
 
     Raises:
         shards.InputError: as ``run`` would, but for what only the images' bytes tell.
@@ -108,6 +111,7 @@ def check_source(task: Task, *, outlined: str | None = None) -> None:
     listing = source.listing(exclude=folders)
     if outlined is not None:
         _check_outlines(listing, dataset.name, outlined)
+    return listing
 
 
 def _check_outlines(listing: Listing, dataset: str, protocol: str) -> None:

@@ -108,9 +108,9 @@ def test_masks_of_objects_are_not_asked_of_voc_files_which_hold_boxes(load, refu
     ("setting", "where"),
     [
         ("seeds=[true]", "seeds"),
-        ("seeds=[0, yes]", "seeds"),
-        ("pretrain.epochs=on", "pretrain.epochs"),
-        ("methods.dino.options.n_local=yes", "methods.dino.options.n_local"),
+        ("seeds=[0, false]", "seeds"),
+        ("pretrain.epochs=True", "pretrain.epochs"),
+        ("methods.dino.options.n_local=FALSE", "methods.dino.options.n_local"),
         ("methods.cass.options.views=true", "methods.cass.options.views"),
         ("methods.simclr.options={pretext: jigsaw, pretext_hidden: [true, 4]}", "pretext_hidden"),
         ("finetune.fractions=[true]", "finetune.fractions"),
@@ -144,7 +144,8 @@ def test_widths_of_a_pretexts_head_are_positive(refuse):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("1e-1", "0.1"), ("1e-6", "1.0e-06"), ("'8'", "8"), ("[1, 3e+2]", "300")]
+    ("text", "number"),
+    [("'1e-1'", "0.1"), ("'1e-6'", "1.0e-06"), ("'8'", "8"), ("[1, '3e+2']", "300"), ("08", "8")],
 )
 def test_text_where_a_nets_number_belongs_is_named(refuse, load, text, number):
     said = refuse(f"backbones.vit.args.drop_path_rate={text}")
@@ -152,6 +153,18 @@ def test_text_where_a_nets_number_belongs_is_named(refuse, load, text, number):
     assert said.endswith(f"write {number}")
     load(f"backbones.vit.args.drop_path_rate={number}")
     load("backbones.vit.args={global_pool: avg, norm_layer: layernorm2d}")
+
+
+def test_words_that_yaml_1_1_takes_for_something_else_stay_as_they_are_written(load):
+    experiment = load(
+        "dataset={source: folder, root: 0123, classes: [no, yes, 007, 1:30, 2024-01-01, 0x1F, 1_000]}"
+    )
+    assert experiment.dataset.root == "0123"
+    assert experiment.dataset.classes == ["no", "yes", "007", "1:30", "2024-01-01", "0x1F", "1_000"]
+    assert (
+        load("pretrain.lr=1e-3").pretrain.lr == 0.001
+        and load("pretrain.sync_bn=no").pretrain.sync_bn is False
+    )
 
 
 def test_an_option_given_with_set_is_reported_as_such(refuse, tmp_path):

@@ -17,7 +17,7 @@ from pipeline.errors import UserError, one_line, redact
 from pipeline.files import chosen_umask, write_atomically
 from pipeline.jobs import JobFailed, TaskJob
 from pipeline.manifest import Manifest, Task
-from pipeline.stages import runner
+from pipeline.stages import command
 from slurm.secret_names import is_secret
 
 TOKEN = "hf_AbCdEfGh0123456789"
@@ -121,16 +121,16 @@ def by_launcher(manifest) -> None:
 
 
 def by_stage_command(manifest) -> None:
-    runner.main("shard", ["--manifest", str(manifest.path), "--task", "x"])
+    command.main("shard", ["--manifest", str(manifest.path), "--task", "x"])
 
 
-@pytest.mark.parametrize("command", [by_launcher, by_stage_command])
-def test_commands_set_their_umask_and_end_without_secrets(manifest, own_process, monkeypatch, capfd, command):
+@pytest.mark.parametrize("run", [by_launcher, by_stage_command])
+def test_commands_set_their_umask_and_end_without_secrets(manifest, own_process, monkeypatch, capfd, run):
     manifest.error = RuntimeError(f"cannot log in with {TOKEN}")
     monkeypatch.setattr("pipeline.launch.run", manifest.run)
     os.umask(0o000)
     with pytest.raises(RuntimeError) as caught:
-        command(manifest)
+        run(manifest)
     assert os.umask(0) == 0o027
     sys.excepthook(caught.type, caught.value, caught.tb)
     printed = capfd.readouterr().err

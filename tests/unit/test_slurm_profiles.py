@@ -76,7 +76,8 @@ def test_what_is_wrong_is_said_in_one_line_with_file_key_and_expectation(tmp_pat
     with pytest.raises(SlurmError) as caught:
         load_profile(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message
+    whole = "no YAML" in complaint or "found list" in complaint
+    assert message.startswith(f"{path}: " if whole else f"{path}:1: ") and "\n" not in message
     assert complaint in message
 
 
@@ -99,9 +100,9 @@ def test_key_that_stands_there_twice_is_named_with_its_line(tmp_path):
             "aliases",
         ),
         ("? [a]\n: b", "cannot be a key"),
-        ("array_limit: 0x" + "f" * 5000, "digits"),
+        ("array_limit: " + "9" * 5000, "digits"),
         ("requeue: !!bool x", "no YAML"),
-        ("partition: 2024-99-99", "no YAML"),
+        ("partition: !!timestamp 2024-99-99", "no YAML"),
         ("memory_gb: .inf", "memory_gb"),
         ('"a\\nb": 1', "unknown key"),
     ],
@@ -122,3 +123,10 @@ def test_missing_profile_is_named(tmp_path):
 def test_request_below_its_least_is_refused():
     with pytest.raises(SlurmError, match="nodes is 0; expected 1 or more"):
         Request(nodes=0)
+
+
+def test_an_account_of_digits_stays_as_it_is_written(tmp_path):
+    (tmp_path / "cluster.yaml").write_text("account: 01234\npartition: 7\nqos: no\nextra: {comment: 0777}\n")
+    profile = load_profile(tmp_path / "cluster.yaml")
+    assert (profile.account, profile.partition, profile.qos) == ("01234", "7", "no")
+    assert profile.extra["comment"] == "0777"
