@@ -86,7 +86,9 @@ def fill_store(manifest: Manifest, *, test_images: int = 50) -> None:
             index = shards.Index.open(folder)
             rows = np.sort(index.rows("test"))
             targets = index.targets(rows)
-            _leave_receipt(task, folder, {"samples": len(index.samples)})
+            samples = {split: len(index.rows(split)) for split in ("train", "val", "test")}
+            said: dict[str, Any] = {"samples": samples, "task": index.task, "classes": index.classes}
+            _leave_receipt(task, folder, said | {"warnings": []})
         elif task.stage == "pretrain":
             _write_log(folder, _pretraining_log(task, rng))
             metrics = {"loss": 1.0, "collapsed": dict.fromkeys(task.spec["backbones"], False)}

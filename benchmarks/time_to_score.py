@@ -28,6 +28,7 @@ from benchmarks.probes import Features, linear_ours
 from pipeline.data.feed import IndexedFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.sampler import EpochSampler
+from pipeline.data.squares import Fill
 from pipeline.errors import UserError
 from pipeline.experiment_file import load_experiment
 from pipeline.methods.base import Method
@@ -76,7 +77,7 @@ class Course:
 class Looks:
     """A probe that remembers what it found and takes its own time out of the clock."""
 
-    def __init__(self, index: shards.Index, spec: PretrainSpec, device: torch.device) -> None:
+    def __init__(self, index: shards.Index, spec: PretrainSpec, device: torch.device, *, fill: Fill) -> None:
         self.device, self.course = device, Course()
         self.clock = time.perf_counter if device.type == "cuda" else time.process_time
         self.num_classes = len(index.classes)
@@ -85,7 +86,7 @@ class Looks:
         for split, most in MOST.items():
             rows = index.rows(split, labelled=True)
             rows = rows[evenly(len(rows), most)]
-            self.images[split] = read_images(index, rows, spec, World())
+            self.images[split] = read_images(index, rows, spec, World(), fill=fill)
             self.targets[split] = index.targets(rows)
         self.began = 0.0  # set when the training begins
 
@@ -112,12 +113,11 @@ class Looks:
 def follow(spec: PretrainSpec, index: shards.Index, folder: Path, *, looks: int) -> Course:
     """One pretraining as the experiment gives it, on one thread or a GPU."""
     world = World(device=choose_device("auto", local_rank=0))
-    images = train_images(index, spec, world)
+    nets = make_nets(spec)
+    images = train_images(index, spec, world, nets)
     training = spec.train.model_copy(update={"probe_epochs": spec.train.epochs / looks})
-    method = load_method(spec.method)(
-        make_nets(spec), spec.options, image_size=training.image_size, seed=spec.seed
-    )
-    probe = Looks(index, spec, world.device)
+    method = load_method(spec.method)(nets, spec.options, image_size=training.image_size, seed=spec.seed)
+    probe = Looks(index, spec, world.device, fill=images.fill)
     folder.mkdir(parents=True)
     sampler = EpochSampler(len(images), batch_size=training.batch_size, seed=spec.seed)
     loop = Loop(

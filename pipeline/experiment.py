@@ -52,7 +52,7 @@ class MethodEntry(Strict):
 class PretrainSection(Training):
     """Training settings of every method; what is left out here comes from the method's own recipe."""
 
-    seeds: Literal["first", "each"] = "first"  # one pretraining feeds every seed, or one a seed
+    seeds: Literal["first", "each"] = "each"  # one pretraining a seed, or one that feeds every seed
 
 
 class FinetuneSection(FinetuneSettings):

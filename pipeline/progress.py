@@ -12,7 +12,11 @@ from pipeline.files import read_regular
 from pipeline.manifest import Receipt, Task
 from pipeline.stages import TRAINING_STAGES
 
-WARNING_STAGES = ("shard", *TRAINING_STAGES)  # whose receipts may have warnings among their metrics
+WARNING_STAGES = (
+    "shard",
+    *TRAINING_STAGES,
+    "aggregate",
+)  # whose receipts may have warnings among their metrics
 MOST_OF_PROGRESS = 1 << 16  # bytes of a progress.json
 MOST_WARNINGS = 5  # of one task, for people to read
 

@@ -311,6 +311,10 @@ class ReportSettings(Strict):
     metric: str = "macro_f1"
     bootstrap: int = Field(1000, ge=10)
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    # The comparisons with the baseline that p-values are adjusted for: methods (None: all that train) and
+    # protocols (None: the first there is), over all nets and label fractions.
+    compare: list[str] | None = None
+    compare_protocols: list[str] | None = None
 
 
 Contents = dict[str, str]  # SHA-256 of what decides a result and lies in a file, by the file's role

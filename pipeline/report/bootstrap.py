@@ -1,4 +1,4 @@
-"""Intervals from resamples of each test split, the same for every task of a data set. Imports no torch.
+"""Variances from resamples of each test split, the same for every task of a data set. Imports no torch.
 
 Predictions are read once, and checked as they are read; their values on the resamples are kept only until
 their row of the tables is done. So memory grows with the size of a test split, not with the number of tasks.
@@ -16,7 +16,7 @@ from pipeline.manifest import Damaged
 from pipeline.report.load import PLACE, Collected, cells, pairs
 from pipeline.report.parallel import in_parallel, workers
 from pipeline.report.predictions import Classified, Detected, Prediction, Segmented, read_prediction
-from pipeline.report.statistics import intervals, resample_weights, seed_weights
+from pipeline.report.statistics import number_of_groups, resample_weights
 from pipeline.report.weighted import Resamples
 from pipeline.report.weighted_detection import DetectionResamples
 from pipeline.report.weighted_segmentation import SegmentationResamples
@@ -35,18 +35,20 @@ _RESAMPLES: dict[type, Any] = {
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """The ends of every interval, NaN where there is none.
+    """How much means over seeds vary with the test samples, NaN where there is nothing.
 
     Attributes:
-        metrics: metric → (cells, 2), a row for each of :func:`pipeline.report.load.cells`.
-        gains: (cells, 2), of the compared metric over the baseline's, when seeds are drawn too.
-        test_gains: the same of the test samples alone, seeds as they are.
+        metrics: metric → (cells,) variances, one for each of :func:`pipeline.report.load.cells`.
+        gains: (cells,) variances of the compared metric's gain over the baseline's.
+        each_gain: (cells,) the mean over seeds of the variance of each one's gain.
+        units: data set → the groups of its test split, or images where there are none.
         damaged: task key → what is wrong with its predictions, which are in no interval.
     """
 
     metrics: dict[str, np.ndarray]
     gains: np.ndarray
-    test_gains: np.ndarray
+    each_gain: np.ndarray
+    units: dict[str, int]
     damaged: dict[str, str]
 
 
@@ -77,14 +79,15 @@ def bootstrap(collected: Collected, settings: ReportSettings) -> Bootstrap:
 class _Run:
     def __init__(self, collected: Collected, settings: ReportSettings) -> None:
         results = collected.results
-        self._settings, self._compared = settings, collected.compared
+        self._compared = collected.compared
         self._cells = cells(results)
         self._entries = [collected.finished.get(key) for key in results["task_key"]]
         self._places = results.groupby(PLACE, sort=False).ngroup().to_numpy()
         self._is_base = (results["method"] == settings.baseline).to_numpy()
         self._base_of = dict(pairs(collected, settings).tolist())
-        ends = {name: np.full((len(self._cells), 2), np.nan) for name in (*collected.metrics, "gain", "test")}
-        self.found = Bootstrap(gains=ends.pop("gain"), test_gains=ends.pop("test"), metrics=ends, damaged={})
+        empty = {name: np.full(len(self._cells), np.nan) for name in (*collected.metrics, "gain", "each")}
+        gains, each = empty.pop("gain"), empty.pop("each")
+        self.found = Bootstrap(metrics=empty, gains=gains, each_gain=each, units={}, damaged={})
 
     def places(self, chosen: np.ndarray) -> list[list[int]]:
         """The cells among the chosen rows that are compared with each other, that of the baseline first."""
@@ -107,30 +110,30 @@ class _Run:
             read, predictions = self._read(rows)
             drawn = split.metrics(predictions)
             at = {row: position for position, row in enumerate(read)}
-            averages, ends = [], []
             for cell in some:
                 mine = [row for row in self._cells[cell].tolist() if row in at]
                 for name in drawn.keys() & self.found.metrics.keys() if mine else ():
-                    averages.append(drawn[name][[at[row] for row in mine]].mean(axis=0))
-                    ends.append(self.found.metrics[name][cell])
+                    average = drawn[name][[at[row] for row in mine]].mean(axis=0)
+                    self.found.metrics[name][cell] = _variance(average)
                 if self._is_base[self._cells[cell][0]] and metric in drawn:
                     of_base |= {row: drawn[metric][at[row]] for row in mine}
                 paired = [row for row in mine if self._base_of.get(row) in of_base]
                 if paired:
                     base = np.stack([of_base[self._base_of[row]] for row in paired])
                     gains = drawn[metric][[at[row] for row in paired]] - base
-                    averages += [gains.mean(axis=0), (gains * split.seeds(len(paired))).sum(axis=0)]
-                    ends += [self.found.test_gains[cell], self.found.gains[cell]]
-            for end, found in zip(ends, intervals(averages, self._settings.confidence)):
-                end[:] = found
+                    self.found.gains[cell] = _variance(gains.mean(axis=0))
+                    self.found.each_gain[cell] = np.mean([_variance(one) for one in gains])
+            if split.units:
+                self.found.units[dataset] = split.units
 
     def take(self, places: Sequence[Sequence[int]], found: Bootstrap) -> None:
         """Take over what another process has found for these places."""
         theirs = [cell for place in places for cell in place]
-        for name, ends in self.found.metrics.items():
-            ends[theirs] = found.metrics[name][theirs]
+        for name, variances in self.found.metrics.items():
+            variances[theirs] = found.metrics[name][theirs]
         self.found.gains[theirs] = found.gains[theirs]
-        self.found.test_gains[theirs] = found.test_gains[theirs]
+        self.found.each_gain[theirs] = found.each_gain[theirs]
+        self.found.units.update(found.units)
         self.found.damaged.update(found.damaged)
 
     def _read(self, rows: Sequence[int]) -> tuple[list[int], list[Prediction]]:
@@ -148,6 +151,12 @@ class _Run:
         return read, predictions
 
 
+def _variance(values: np.ndarray) -> float:
+    """Of bootstrap values; NaN where fewer than two resamples have one."""
+    values = values[~np.isnan(values)]
+    return float(values.var(ddof=1)) if len(values) > 1 else float("nan")
+
+
 class _Split:
     """A data set's test split under every resample; made of the first predictions that are read."""
 
@@ -155,8 +164,8 @@ class _Split:
         self._groups, self._draws = groups, draws
         self._samples = self._truth = np.empty(0)
         self._parts: list[Resamples | SegmentationResamples | DetectionResamples] = []
-        self._seeds: dict[int, np.ndarray] = {}
         self.tasks_at_once = 1
+        self.units = 0  # groups, once the first predictions have been read
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, np.ndarray]:
         """Metric → float64 (T, B) of T predictions of one kind; nothing of none."""
@@ -171,17 +180,11 @@ class _Split:
         parts = [part.metrics(names, predictions) for part in self._parts]
         return {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
 
-    def seeds(self, number: int) -> np.ndarray:
-        """float64 (S, B): the share of each of so many seeds in every resample."""
-        if number not in self._seeds:
-            drawn = seed_weights(number, draws=self._draws, seed=SEED)
-            self._seeds[number] = np.ascontiguousarray(drawn.T)
-        return self._seeds[number]
-
     def _resample(self, first: Prediction) -> None:
         self._samples, self._truth = first.rows, first.truth
         named = None if self._groups is None else list(self._groups[first.rows])
         count = len(first.rows)
+        self.units = number_of_groups(named, count)
         at_once = max(1, WEIGHTS // count)
         for number, start in enumerate(range(0, self._draws, at_once)):
             size = min(at_once, self._draws - start)

@@ -43,6 +43,7 @@ def cost_table(collected: Collected, settings: ReportSettings) -> pd.DataFrame:
                     "dataset": dataset,
                     "method": method,
                     "pretrain_runs": int((mine["stage"] == "pretrain").sum()),
+                    "pretrain_seeds": mine.loc[mine["stage"] == "pretrain", "seed"].nunique(),
                     "pretrain_planned": collected.planned["pretrain", dataset, method],
                     "images_seen": images,
                     "seconds": pretrain["seconds"].sum(),
@@ -61,7 +62,9 @@ def cost_table(collected: Collected, settings: ReportSettings) -> pd.DataFrame:
     columns = list(rows[0]) if rows else ["dataset", "method"]
     table = pd.DataFrame(rows, columns=columns)
     for name, prefixes in (("pretrain_ratio", ("",)), ("total_ratio", ("", "finetune_"))):
-        table[name] = _ratio_to_baseline(table, settings.baseline, prefixes)
+        table[name] = _ratio_to_baseline(
+            table, settings.baseline, prefixes, per_seed=name == "pretrain_ratio"
+        )
     return table
 
 
@@ -69,11 +72,20 @@ def _on(rows: pd.DataFrame, device: str) -> float:
     return float(rows.loc[rows["device"] == device, "device_seconds"].sum())
 
 
-def _ratio_to_baseline(table: pd.DataFrame, baseline: str, prefixes: tuple[str, ...]) -> list[float | None]:
-    """Device-seconds over the baseline's; None where either is 0 or where they ran on different devices."""
+def _ratio_to_baseline(
+    table: pd.DataFrame, baseline: str, prefixes: tuple[str, ...], *, per_seed: bool
+) -> list[float | None]:
+    """Device-seconds over the baseline's; None where either is 0 or where they ran on different devices.
+
+    Args:
+        per_seed: of one pretraining of all its nets, since methods may be pretrained for different numbers of
+            seeds.
+    """
     spent = {
         (row["dataset"], row["method"]): tuple(
-            sum(row[f"{prefix}{device}_seconds"] for prefix in prefixes) for device in ("gpu", "cpu")
+            sum(row[f"{prefix}{device}_seconds"] for prefix in prefixes)
+            / (max(1, row["pretrain_seeds"]) if per_seed else 1)
+            for device in ("gpu", "cpu")
         )
         for row in table.to_dict("records")
     }

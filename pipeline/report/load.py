@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluate.protocols import ALL_METRICS, METRICS_OF, check_metric
+from pipeline.methods.registry import METHODS
 from pipeline.progress import warnings_of
 from pipeline.report.unfinished import Unfinished, state_of, unfinished
 from pipeline.specs import (
@@ -68,12 +69,13 @@ class Collected:
         finished: task key → the finished fine-tune task.
         groups: data set → the group of every sample, in the order of samples.csv; None where it has no
             groups.
-        costs: one row a finished search, pretrain or fine-tune task: stage, dataset, method, images_seen,
+        costs: one row a finished training or fine-tuning: stage, dataset, method, seed, images_seen,
             seconds, device, device_seconds, world_size, peak_memory_bytes.
         planned: (stage, data set, method) → how many tasks the manifest has of it.
         searches: the finished ones.
         backbones: (data set, method, architecture) → the net.
         methods: in the experiment's order.
+        trained_methods: those of them that take training steps, the controls left out.
         metrics: the metric columns of ``results``: of every kind of labels among the data sets.
         compared: data set → the metric by which methods are compared on it.
         warnings: what finished tasks warn of → which tasks.
@@ -89,6 +91,7 @@ class Collected:
     searches: list[Pretraining]
     backbones: dict[tuple[str, str, str], TrainedNet]
     methods: list[str]
+    trained_methods: list[str]
     metrics: tuple[str, ...]
     compared: dict[str, str]
     warnings: dict[str, list[str]]
@@ -113,16 +116,19 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
             if entry.receipt is not None:
                 groups[data.name] = sample_groups(entry.folder)
     pretrainings, searches, costs, methods = [], [], [], []
+    trained = set()
     backbones: dict[tuple[str, str, str], TrainedNet] = {}
     planned: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
         if entry.task.stage == "pretrain":
             spec = PretrainSpec.model_validate(entry.task.spec)
             methods.append(spec.label)
+            if METHODS[spec.method].steps == "train":
+                trained.add(spec.label)
             planned["pretrain", spec.dataset, spec.label] += 1
             if entry.receipt is not None:
                 pretrainings.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
-                costs.append(_cost_row(entry, spec.dataset, spec.label))
+                costs.append(_cost_row(entry, spec.dataset, spec.label, spec.seed))
             for arch, net in _trained_nets(spec, entry).items():
                 place = spec.dataset, spec.label, arch
                 if place not in backbones or net.params is not None:
@@ -132,7 +138,7 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
             planned["search", spec.dataset, spec.label] += 1
             if entry.receipt is not None:
                 searches.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
-                costs.append(_cost_row(entry, spec.dataset, spec.label))
+                costs.append(_cost_row(entry, spec.dataset, spec.label, spec.seed))
     rows, finished = [], {}
     for entry in entries:
         if entry.task.stage == "finetune":
@@ -141,7 +147,7 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
             planned["finetune", spec_.dataset, spec_.label] += 1
             if entry.receipt is not None:
                 finished[entry.task.key] = entry
-                costs.append(_cost_row(entry, spec_.dataset, spec_.label))
+                costs.append(_cost_row(entry, spec_.dataset, spec_.label, spec_.seed))
     metrics = tuple(name for name in ALL_METRICS if any(name in METRICS_OF[task] for task in tasks.values()))
     order = list(dict.fromkeys(methods))
     return Collected(
@@ -155,6 +161,7 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
         searches=searches,
         backbones=backbones,
         methods=order,
+        trained_methods=[method for method in order if method in trained],
         metrics=metrics,
         compared={
             name: _compared(metric, task, [row for row in rows if row["dataset"] == name])
@@ -252,18 +259,22 @@ def _result_row(entry: Entry, spec: FinetuneSpec, by_id: dict[str, Entry]) -> di
         "pretrain_key": "" if pretrain is None else pretrain.task.key,
     }
     if entry.receipt is not None:
-        row["num_labels"] = entry.receipt.metrics["num_labels"]
+        row |= {name: entry.receipt.metrics[name] for name in ("num_labels", "num_val")}
         row |= entry.receipt.metrics["test"]
+        row |= {f"val_{name}": value for name, value in entry.receipt.metrics["val"].items()}
     return row
 
 
 def _ordered(rows: list[dict[str, Any]], metrics: tuple[str, ...], methods: list[str]) -> pd.DataFrame:
     """The rows as a frame whose order depends on the experiment alone."""
-    columns = [*IDENTITY, "num_labels", "seed", "status", *metrics, "collapsed", "task_key", "pretrain_key"]
+    validation = [f"val_{metric}" for metric in metrics]
+    columns = [*IDENTITY, "num_labels", "num_val", "seed", "status", *metrics, *validation, "collapsed"]
+    columns += ["task_key", "pretrain_key"]
     frame = pd.DataFrame(rows, columns=columns)
-    frame["num_labels"] = frame["num_labels"].astype("Int64")
+    for count in ("num_labels", "num_val"):
+        frame[count] = frame[count].astype("Int64")
     frame["collapsed"] = frame["collapsed"].astype("boolean")
-    for metric in metrics:
+    for metric in (*metrics, *validation):
         frame[metric] = frame[metric].astype("float64")
     place = {method: position for position, method in enumerate(methods)}
     return frame.sort_values(
@@ -280,6 +291,7 @@ _COST_COLUMNS = (
     "stage",
     "dataset",
     "method",
+    "seed",
     "images_seen",
     "seconds",
     "device",
@@ -289,8 +301,8 @@ _COST_COLUMNS = (
 )
 
 
-def _cost_row(entry: Entry, dataset: str, method: str) -> dict[str, Any]:
+def _cost_row(entry: Entry, dataset: str, method: str, seed: int) -> dict[str, Any]:
     receipt = entry.receipt
     assert receipt is not None
-    measured = {name: getattr(receipt, name) for name in _COST_COLUMNS[3:]}
-    return {"stage": entry.task.stage, "dataset": dataset, "method": method, **measured}
+    measured = {name: getattr(receipt, name) for name in _COST_COLUMNS[4:]}
+    return {"stage": entry.task.stage, "dataset": dataset, "method": method, "seed": seed, **measured}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from pipeline.report.load import Collected, Unfinished
 from pipeline.report.plots import ARCHITECTURES
+from pipeline.report.statistics import FEW_GROUPS, FEWEST_GROUPS
 from pipeline.specs import ReportSettings
 
 COLLAPSED = "†"
@@ -47,16 +48,19 @@ def render(
         unit = "whole groups (patients) of the test split" if grouped else "images of the test split"
         parts += [
             f"## {dataset}: {metric}",
-            f"Mean over seeds [{confidence} interval from a bootstrap that resamples {unit}].",
+            f"Mean over seeds [{confidence} interval over {unit}].",
             _pivot(mine, metric),
+            _groups_text(mine),
         ]
         parts += [f"![{path.stem}]({path.name})" for path in images.get(dataset, ())]
         parts += [
             f"## {dataset}: gain over {settings.baseline}",
             f"Mean over seeds of {metric} minus that of `{settings.baseline}` with the same seed, labels and"
-            f" test images [{confidence} interval over seeds and test samples, both resampled]; p from a"
-            " paired t-test over seeds; adjusted p by Holm's rule over the methods and label fractions of one"
-            " net and one protocol on this data set.",
+            f" test images [{confidence} interval over other pretrainings and test samples]; p of the same"
+            " test. The adjusted p is Holm's over one family, the methods and label fractions that"
+            " `report.compare` and `report.compare_protocols` name. The smallest gain is what such a study"
+            " shows in four cases of five, if it is there.",
+            _shared_text(gains[gains["dataset"] == dataset]),
             _gains(gains[gains["dataset"] == dataset]),
         ]
     if "search" in tables:
@@ -67,15 +71,19 @@ def render(
 
 
 def _best(summary: pd.DataFrame) -> str:
+    """The method with the best validation score at each label fraction, and its score on test beside it."""
     rows = []
     several = summary["dataset"].nunique() > 1
     metrics = list(dict.fromkeys(summary["metric"]))
+    left_out = False
     for place, cell in summary.groupby(["dataset", "fraction", "arch", "metric"], sort=True):
         dataset, fraction, arch, metric = cast(tuple[str, float, str, str], place)
         done = cell[(cell["n"] > 0) & cell[metric].notna()]
         if done.empty:
             continue
-        ranked = done.sort_values(metric, ascending=False, kind="stable")
+        sound = done[done["collapsed"] < done["n"]]
+        left_out |= len(sound) < len(done)
+        ranked = (sound if len(sound) else done).sort_values("val", ascending=False, kind="stable")
         first = ranked.iloc[0]
         others = ranked[ranked["method"] != first["method"]]
         note = ""
@@ -93,6 +101,7 @@ def _best(summary: pd.DataFrame) -> str:
                 f"{first['method']}{_mark(first)}",
                 first["backbone"],
                 first["protocol"],
+                _number(first["val"], ".3f"),
                 _value(first, metric) + _partly(first),
                 note,
             ]
@@ -104,12 +113,34 @@ def _best(summary: pd.DataFrame) -> str:
             said = f"Fine-tunings have finished, but on their test images there is no {none}."
         return f"## Best at each label fraction\n\n{said}"
     header = [*(["data set"] if several else []), *(["metric"] if len(metrics) > 1 else [])]
-    header += ["labels", "net", "best method", "backbone", "protocol"]
-    header += [metrics[0] if len(metrics) == 1 else "value", "next method"]
+    header += ["labels", "net", "best method", "backbone", "protocol", "validation"]
+    header += [f"test {metrics[0]}" if len(metrics) == 1 else "test", "next method"]
+    text = "The best is picked on validation; test images are looked at once, and played no part."
+    if left_out:
+        text += " Nets that collapsed in pretraining are not picked while there is another."
+    return "## Best at each label fraction\n\n" + _table(header, rows) + f"\n\n{text}"
+
+
+def _groups_text(summary: pd.DataFrame) -> str:
+    """What few test groups mean for the intervals."""
+    groups = summary["test_groups"].dropna()
+    if groups.empty or groups.iloc[0] >= FEW_GROUPS:
+        return ""
+    said = f"The test split has {int(groups.iloc[0])} groups or images that stand for themselves: "
+    if groups.iloc[0] < FEWEST_GROUPS:
+        return said + "too few for any interval or p-value."
+    return said + "intervals rest on few, and are wide."
+
+
+def _shared_text(gains: pd.DataFrame) -> str:
+    """Which methods' seeds share one pretraining: of them no interval over pretrainings can be had."""
+    shared = gains[(gains["n"] > 1) & (gains["pretrainings"] == 1)]
+    if shared.empty:
+        return ""
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(shared["method"]))
     return (
-        "## Best at each label fraction\n\n"
-        + _table(header, rows)
-        + "\n\nThe best is picked on the test split itself, so its value is a little too good."
+        f"All seeds of {names} or of the baseline share one pretraining: their gains have no interval over"
+        " pretrainings and no p. What `gains.csv` has for them is over test samples alone."
     )
 
 
@@ -176,12 +207,27 @@ def _gains(gains: pd.DataFrame) -> str:
     for _, row in gains.iterrows():
         place = [ARCHITECTURES[row["arch"]], row["protocol"], row["method"], f"{100 * row['fraction']:g} %"]
         if not row["n"]:
-            rows.append([*place, "**missing**", "", "", "0", row["note"]])
+            rows.append([*place, "**missing**", "", "", "", "0", row["note"]])
             continue
-        gain = f"{row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
-        p_values = [_number(row[name], ".3g") for name in ("p_value", "p_holm")]
-        rows.append([*place, gain, *p_values, str(row["n"]), row["note"]])
-    return _table(["net", "protocol", "method", "labels", "gain", "p", "adjusted p", "seeds", "note"], rows)
+        gain = f"{row['gain']:+.3f}"
+        if not pd.isna(row["gain_low"]):
+            gain += f" [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
+        numbers = [_number(row["smallest_gain"], ".3f")]
+        numbers += [_number(row[name], ".3g") for name in ("p_value", "p_holm")]
+        rows.append([*place, gain, *numbers, str(row["n"]), row["note"]])
+    header = [
+        "net",
+        "protocol",
+        "method",
+        "labels",
+        "gain",
+        "smallest gain",
+        "p",
+        "adjusted p",
+        "seeds",
+        "note",
+    ]
+    return _table(header, rows)
 
 
 def _searches(search: pd.DataFrame) -> str:
@@ -225,7 +271,8 @@ def _cost_text(baseline: str) -> str:
     return (
         "All pretrainings of a method together: one that trains each net by itself is charged for both."
         " Searches count as pretraining."
-        f" Ratios are of device-seconds to those of `{baseline}`, of pretraining alone and with fine-tuning."
+        f" Ratios are of device-seconds to those of `{baseline}`: of one seed's pretrainings of all nets,"
+        " and of everything with fine-tuning."
     )
 
 

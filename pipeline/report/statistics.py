@@ -1,23 +1,37 @@
-"""Intervals over test samples and seeds, and p-values over seeds. Imports no torch.
+"""Intervals and p-values over test samples and pretrainings. Imports no torch.
 
 The bootstrap draws with replacement, from the test split, whole groups where samples belong to groups: the
 images of one patient stand or fall together, and drawing them one by one makes intervals far too narrow. A
 resample is a row of weights, how often each sample was drawn, so that one matrix serves every prediction made
 on the same samples.
 
-Seeds are drawn beside the samples and not within them, since every seed predicts the same samples: the two
-factors are crossed (Owen, *The pigeonhole bootstrap*, Annals of Applied Statistics 2007).
+From the resamples comes a variance, and from that, with Student's t over as many groups as there are, an
+interval: percentiles of resamples are too narrow with few groups (benchmarks/statistics.md). Pretrainings are
+crossed with test samples, since each predicts the same ones: their variances are added.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-FEW_SEEDS = 5  # below it, a test or an interval over seeds says little
+FEW_SEEDS = 5  # pretrainings: below it, a test or an interval over them says little
+FEWEST_GROUPS = 8  # of a test split: below it, "95 %" would cover .44 to .85
+FEW_GROUPS = 30  # below it, intervals are wide and rest on few patients
+POWER = 0.8  # of the smallest gain that a study could show
+NAN = float("nan")
+
+
+def number_of_groups(groups: Sequence[str] | None, count: int) -> int:
+    """How many units of ``count`` samples can be drawn: groups, an empty name being a group of its own."""
+    if groups is None:
+        return count
+    return len({name or f"\0{position}" for position, name in enumerate(groups)})
 
 
 def resample_weights(groups: Sequence[str] | None, *, count: int, draws: int, seed: int) -> np.ndarray:
@@ -43,83 +57,97 @@ def resample_weights(groups: Sequence[str] | None, *, count: int, draws: int, se
     return drawn[:, member].astype(np.float32)
 
 
-def seed_weights(seeds: int, *, draws: int, seed: int) -> np.ndarray:
-    """Resamples of seeds as weights: of n seeds, n - 1 are drawn with replacement.
+def interval_of_mean(value: float, variance: float, *, units: int, confidence: float) -> tuple[float, float]:
+    """The interval of a score between 0 and 1 over other test samples.
 
-    With one less than there are, the variance of the drawn mean is the unbiased one of a mean, s² / n (Rao
-    and Wu, *Resampling inference with complex survey data*, JASA 1988); with n it is (n - 1) / n of that, a
-    third too little with three seeds.
+    Wilson's score interval (JASA 1927) with the effective sample size of a clustered sample, m (1 - m) /
+    variance (Korn and Graubard, Survey Methodology 1998), and Student's t with a degree of freedom fewer than
+    there are groups. Near 0 and 1, where resamples hardly differ, it stays as wide as so few groups ask for.
 
     Args:
-        seeds: their number n.
-        draws: number of resamples B.
-        seed: of the draws.
+        value: the score m.
+        variance: of it under the bootstrap's resamples of groups.
+        units: groups in the test split.
 
     Returns:
-        float64 (B, n): the share of each seed in each resample; rows add up to 1. One seed is all of it.
+        NaN and NaN below ``FEWEST_GROUPS``, where no interval holds what it promises.
     """
-    if seeds == 1:
-        return np.ones((draws, 1))
-    drawn = np.random.default_rng([seed, seeds]).multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=draws)
-    return drawn / (seeds - 1)
+    if units < FEWEST_GROUPS or math.isnan(value) or math.isnan(variance):
+        return NAN, NAN
+    variance *= units / (units - 1)
+    inner = value * (1 - value)
+    size = inner / variance if variance > 0 and inner > 0 else float(units)
+    t = float(stats.t.ppf((1 + confidence) / 2, units - 1))
+    scale = 1 + t**2 / size
+    centre = (value + t**2 / (2 * size)) / scale
+    half = t / scale * math.sqrt(inner / size + t**2 / (4 * size**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def intervals(values: Sequence[np.ndarray], confidence: float) -> np.ndarray:
-    """:func:`interval` of each of R arrays of one length: (R, 2), to the same bits and much faster."""
-    found = np.empty((len(values), 2))
-    if not len(values):
-        return found
-    rows = np.stack(values)
-    whole = ~np.isnan(rows).any(axis=1)
-    if whole.any():
-        found[whole] = np.quantile(rows[whole], _ends(confidence), axis=1).T
-    for row in np.flatnonzero(~whole):
-        found[row] = interval(rows[row], confidence)
-    return found
+@dataclass(frozen=True)
+class Gain:
+    """What a mean of paired differences, one a pretraining, says of other pretrainings and test samples.
 
-
-def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The central percentile interval of bootstrap values; NaN where no resample has a value."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, _ends(confidence))
-    return float(low), float(high)
-
-
-def _ends(confidence: float) -> list[float]:
-    return [(1 - confidence) / 2, (1 + confidence) / 2]
-
-
-def paired_t(differences: ArrayLike) -> tuple[float, str]:
-    """Two-sided paired t-test of the differences, one a seed.
-
-    Returns:
-        The p-value, NaN where there is none, and a note that is empty only when there is nothing to warn of.
+    Attributes:
+        low, high: interval over pretrainings and test groups; NaN where it cannot be had.
+        test_low, test_high: interval over test groups alone, for these very pretrainings.
+        p_value: two-sided; below 1 - confidence exactly where the interval excludes 0.
+        smallest: the gain that such a study shows in four cases of five, if it is there.
     """
-    return paired_ts([np.asarray(differences, np.float64)])[0]
+
+    low: float
+    high: float
+    test_low: float
+    test_high: float
+    p_value: float
+    smallest: float
 
 
-def paired_ts(differences: Sequence[np.ndarray]) -> list[tuple[float, str]]:
-    """:func:`paired_t` of each of several arrays, those of one length in one call."""
-    found = []
-    to_test: dict[int, list[int]] = {}
-    for position, values in enumerate(differences):
-        few = f"{len(values)} seeds: too few to say much of other seeds" if len(values) < FEW_SEEDS else ""
-        if len(values) < 2:
-            found.append((float("nan"), "one seed: no p-value, and an interval over test samples only"))
-        elif np.ptp(values) > 1e-12 * np.abs(values).max():
-            found.append((float("nan"), few))
-            to_test.setdefault(len(values), []).append(position)
-        elif not values.any():
-            found.append((1.0, few))
-        else:
-            found.append((float("nan"), "equal gain on every seed: no p-value"))
-    for positions in to_test.values():
-        tested = stats.ttest_1samp(np.stack([differences[at] for at in positions]), 0.0, axis=1)
-        for at, p_value in zip(positions, tested.pvalue.tolist()):
-            found[at] = (p_value, found[at][1])
-    return found
+def gain_of(
+    differences: ArrayLike,
+    variance: float,
+    *,
+    each: float,
+    units: int,
+    confidence: float,
+    seeds: bool = True,
+) -> Gain:
+    """Test the mean of paired differences over other pretrainings and other test samples at once.
+
+    Both vary the mean, and they are crossed: its variance is s² / n over the n differences, plus that under
+    the bootstrap's resamples of test groups, less what is in both: what one pretraining and one group do to
+    each other. (n - 1 times that is what a mean of n varies less than each does.) Student's t has the degrees
+    of freedom of Welch and Satterthwaite (Satterthwaite, Biometrics Bulletin 1946), from n - 1 and the number
+    of groups less one, nothing taken off.
+
+    Args:
+        differences: (n,), one a pretraining.
+        variance: of their mean under resamples of groups, the pretrainings as they are.
+        each: the mean over pretrainings of the variance of each one's difference under these resamples.
+        units: groups in the test split.
+        seeds: False where all share one pretraining: then only the interval over test samples is given.
+    """
+    values = np.asarray(differences, np.float64)
+    n, mean = len(values), float(values.mean())
+    if units < FEWEST_GROUPS or math.isnan(variance):
+        return Gain(NAN, NAN, NAN, NAN, NAN, NAN)
+    of_groups = variance * units / (units - 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, units - 1)) * math.sqrt(of_groups)
+    test = mean - half, mean + half
+    if n < 2 or not seeds:
+        return Gain(NAN, NAN, *test, NAN, NAN)
+    of_seeds = float(values.var(ddof=1)) / n
+    in_both = max(0.0, each * units / (units - 1) - of_groups) / (n - 1)
+    own = max(0.0, of_seeds - in_both)
+    total = of_groups + own
+    if total <= 0:
+        return Gain(mean, mean, *test, 1.0 if mean == 0 else NAN, NAN)
+    freedom = total**2 / (of_seeds**2 / (n - 1) + of_groups**2 / (units - 1))
+    error = math.sqrt(total)
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    p_value = float(2 * stats.t.sf(abs(mean) / error, freedom))
+    smallest = half + float(stats.t.ppf(POWER, freedom)) * error
+    return Gain(mean - half, mean + half, *test, p_value, smallest)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

@@ -44,7 +44,7 @@ def run(work: Work) -> Outcome:
     work.progress(2, 4, "tables")
     named = {
         "results": collected.results,
-        "summary": tables.summary_table(collected, found),
+        "summary": tables.summary_table(collected, found, settings),
         "gains": tables.gains_table(collected, found, settings),
         "cost": costs.cost_table(collected, settings),
         "backbones": costs.backbone_table(collected),
@@ -52,6 +52,10 @@ def run(work: Work) -> Outcome:
     }
     if any(stage == "search" for stage, _, _ in collected.planned):
         named["search"] = tables.search_table(collected)
+    gaps = tables.validation_gaps(collected, named["summary"], found)
+    for line in gaps:
+        print(f"warning: {line}", flush=True)
+    collected.warnings.update({line: [work.task.id] for line in gaps})
     work.progress(3, 4, "files")
     drawings = _drawings(collected, named["summary"], folder)
     makers: list[Callable[[], Any]] = [make for _, _, make in drawings]
@@ -65,7 +69,7 @@ def run(work: Work) -> Outcome:
     write_atomically(folder / "report.md", printable(report).encode(), sync=False)
     models.keep_best(work.everything, experiment=spec.experiment)
     work.progress(4, 4, "done")
-    return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished]})
+    return Outcome(metrics={"unfinished": [task.task for task in collected.unfinished], "warnings": gaps})
 
 
 def _failed(entry: Entry, damaged: Mapping[str, str]) -> Entry:

@@ -251,7 +251,9 @@ def test_protocols_that_are_not_for_the_data_sets_labels_are_refused(file, monke
 
 
 def test_method_may_be_pretrained_more_or_less_often_than_the_others(file):
-    text = SMALL.replace("seeds: [3]", "seeds: [3, 4]").replace("cass: {}", "cass: {seeds: each}")
+    text = SMALL.replace("seeds: [3]", "seeds: [3, 4]").replace(
+        "supervised: {}", "supervised: {seeds: first}"
+    )
     ids = [task.id for task in plan(load_experiment(file(text)))]
     assert [name for name in ids if name.startswith("pretrain/small-cass-")] == [
         "pretrain/small-cass-cnn-vit-s3",

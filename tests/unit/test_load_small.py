@@ -13,7 +13,7 @@ from benchmarks.synthetic import make
 from pipeline.evaluate.protocols import METRICS
 from pipeline.manifest import Receipt
 from pipeline.report.predictions import read_prediction
-from pipeline.report.statistics import interval, resample_weights
+from pipeline.report.statistics import interval_of_mean, resample_weights
 from pipeline.report.weighted import weighted_metrics
 from pipeline.stages.work import Entry
 
@@ -24,7 +24,7 @@ def values_of(figures: list[load.Figure]) -> dict[str, float]:
 
 def test_plan_is_measured(tmp_path):
     found = values_of(load.plan(tmp_path, load.SMALL))
-    assert found["plan: tasks"] == load.SMALL.finetunings + 1 + 4 + 1
+    assert found["plan: tasks"] == load.SMALL.finetunings + 1 + 4 * load.SMALL.seeds + 1
     assert found["plan"] > 0 and found["plan: memory"] > 10
 
 
@@ -69,8 +69,11 @@ def test_tables_are_those_of_a_bootstrap_task_by_task(aggregated):
     for (_, cell), (_, row) in zip(results.groupby(place, sort=False), summary.iterrows()):
         for metric in METRICS:
             average = np.mean([draws[key][metric] for key in cell.task_key], axis=0)
-            low, high = interval(average, 0.95)
-            assert (float(row[f"{metric}_low"]), float(row[f"{metric}_high"])) == (low, high)
+            low, high = interval_of_mean(
+                float(row[metric]), average.var(ddof=1), units=int(row["test_groups"]), confidence=0.95
+            )
+            assert float(row[f"{metric}_low"]) == pytest.approx(low, rel=1e-6)
+            assert float(row[f"{metric}_high"]) == pytest.approx(high, rel=1e-6)
 
 
 def test_predictions_are_compared_with_the_receipt_when_they_are_read(aggregated):

@@ -47,7 +47,8 @@ def test_intervals_and_damage_are_those_of_one_process(two_workers, monkeypatch,
     together = bootstrap.bootstrap(collected, settings)
     assert alone.damaged.keys() == together.damaged.keys() == {damaged.key}
     assert np.array_equal(alone.gains, together.gains, equal_nan=True)
-    assert np.array_equal(alone.test_gains, together.test_gains, equal_nan=True)
+    assert np.array_equal(alone.each_gain, together.each_gain, equal_nan=True)
+    assert alone.units == together.units
     for name, ends in alone.metrics.items():
         assert np.array_equal(ends, together.metrics[name], equal_nan=True)
     assert not np.isnan(alone.gains).all()

@@ -113,7 +113,14 @@ OTHER: dict[str, Any] = {
         "workers": 3,
         "keep": "all",
     },
-    "report": {"baseline": "dino", "metric": "accuracy", "bootstrap": 77, "confidence": 0.9},
+    "report": {
+        "baseline": "dino",
+        "metric": "accuracy",
+        "bootstrap": 77,
+        "confidence": 0.9,
+        "compare": ["dino"],
+        "compare_protocols": ["linear"],
+    },
     "resources": {
         "nodes": 2,
         "ranks_per_node": 2,
@@ -268,7 +275,8 @@ def test_a_key_of_a_data_set_reaches_all_that_is_made_of_it(name: str, folder: P
 @pytest.mark.parametrize("name", OTHER["report"])
 def test_a_setting_of_the_report_reaches_the_tables_alone(name: str, folder: Path) -> None:
     value = OTHER["report"][name]
-    assert changed(tasks_of(folder), tasks_of(folder, f"report.{name}={value}")) == {"aggregate/keys"}
+    others = tasks_of(folder, f"report.{name}={json.dumps(value)}")
+    assert changed(tasks_of(folder), others) == {"aggregate/keys"}
 
 
 @pytest.mark.parametrize("name", OTHER["resources"])
