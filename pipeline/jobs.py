@@ -112,7 +112,7 @@ class TaskJob:
         from pipeline.stages.runner import run_task, user_errors
         from pipeline.stages.work import Interrupted
 
-        log = _log_of_this_job()
+        log = slurm.log_of_this_job()
         failed = []
         worked = False
 
@@ -142,12 +142,3 @@ class TaskJob:
                 failed.append(task)
         if failed:
             raise JobFailed(f"{len(failed)} of {len(self.tasks)} tasks failed: {', '.join(failed)}")
-
-
-def _log_of_this_job() -> str | None:
-    import submitit
-
-    try:
-        return str(submitit.JobEnvironment().paths.stderr)
-    except RuntimeError:  # not started by submitit
-        return None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from slurm.commands import available, require_controller, require_slurm, site_config
     from slurm.errors import SlurmError
     from slurm.identity import Submission, number_of
-    from slurm.job import StopFlag, job_id, requeue
+    from slurm.job import StopFlag, job_id, log_of_this_job, requeue
     from slurm.local import JobEvent, LocalJob, LocalScheduler, visible_gpus
     from slurm.profiles import Profile, load_profile
     from slurm.resources import Request
@@ -35,6 +35,7 @@ __all__ = [
     "job_id",
     "job_states",
     "load_profile",
+    "log_of_this_job",
     "number_of",
     "requeue",
     "require_controller",
@@ -50,7 +51,7 @@ _NAMES = {  # of each module; the same as above
     "commands": ("available", "require_controller", "require_slurm", "site_config"),
     "errors": ("SlurmError",),
     "identity": ("Submission", "number_of"),
-    "job": ("StopFlag", "job_id", "requeue"),
+    "job": ("StopFlag", "job_id", "log_of_this_job", "requeue"),
     "local": ("JobEvent", "LocalJob", "LocalScheduler", "visible_gpus"),
     "profiles": ("Profile", "load_profile"),
     "resources": ("Request",),

@@ -31,6 +31,7 @@ HOLD_SIGNALS = (
     " signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM]);"
     " os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
+LOCAL_LOGS = "CASS_LOCAL_LOGS"  # environment variable: where the ranks' logs of a job on this machine lie
 MARKER = ".requeue-"  # followed by the job's id: a file that asks the batch script to queue the job again
 WAIT_S = 60.0  # for Slurm to end this process after a requeue
 
@@ -84,6 +85,18 @@ def job_id() -> str:
         raise SlurmError("this process is not part of a Slurm job: SLURM_JOB_ID is not set")
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def log_of_this_job() -> str | None:
+    """The file that this rank's errors go to; None if submitit has not started it."""
+    import submitit
+
+    try:
+        path: Path = submitit.JobEnvironment().paths.stderr
+    except RuntimeError:
+        return None
+    logs = os.environ.get(LOCAL_LOGS)
+    return str(Path(logs) / path.name if logs else path)
 
 
 def requeue() -> None:

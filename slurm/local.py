@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from slurm.errors import SlurmError
-from slurm.job import Call
+from slurm.job import LOCAL_LOGS, Call
 from slurm.resources import Request
 from slurm.submission import private_folder
 
@@ -90,8 +91,10 @@ class _OnGpus:
 class LocalScheduler:
     """Runs jobs on this machine, without time limits: a laptop takes longer than a queue's limits say.
 
+    Pickled calls lie in a folder of their own under the system's temporary one, for this user alone.
+
     Args:
-        folder: for pickles and logs.
+        folder: for logs.
         cpus: how many CPUs jobs may use at once; default: all that this process may use.
         gpus: likewise GPUs; default: those in CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists.
     """
@@ -124,8 +127,9 @@ class LocalScheduler:
                 than there are, a folder that cannot be used, or processes of an earlier launch in it.
         """
         self._check(jobs)
-        private_folder(self.folder)
-        with _alone(self.folder / "jobs.lock") as held:
+        private_folder(self.folder, runs_code=False)
+        with _alone(self.folder / "jobs.lock") as held, tempfile.TemporaryDirectory(prefix="cass-") as calls:
+            self._calls = private_folder(calls)
             return self._run(jobs, on_event, held)
 
     def _run(self, jobs: Sequence[LocalJob], on_event: Callable[[JobEvent], None], held: int) -> bool:
@@ -201,12 +205,12 @@ class LocalScheduler:
         gpus = tuple(gpu for gpu in self.gpus if gpu not in taken)[: job.request.gpus]
         job_id = f"{self._prefix}-{next(self._numbers)}"
         environment = {**_environment_of_no_job(), "OMP_NUM_THREADS": str(job.request.cpus_per_rank)}
-        executor = _executor(self.folder, job_id, environment, held)
+        executor = _executor(self._calls, self.folder, job_id, environment, held)
         executor.update_parameters(tasks_per_node=job.request.ranks)
         call = Call(_OnGpus(job.call, gpus) if gpus else job.call)
         started = executor.submit(call)
         process: subprocess.Popen[bytes] = started._process  # type: ignore[attr-defined]
-        logs = tuple(started.task(rank).paths.stderr for rank in range(job.request.ranks))
+        logs = tuple(self.folder / started.task(rank).paths.stderr.name for rank in range(job.request.ranks))
         return _Running(job, job_id, process, logs, job.request.cpus, gpus)
 
 
@@ -249,8 +253,10 @@ def _taken(descriptor: int) -> bool:
     return True
 
 
-def _executor(folder: Path, job_id: str, environment: dict[str, str], held: int) -> LocalExecutor:
+def _executor(folder: Path, logs: Path, job_id: str, environment: dict[str, str], held: int) -> LocalExecutor:
     """Submitit's local executor with our own controller around the ranks; it inherits the open file ``held``.
+
+    Its calls lie in ``folder``, and what they print goes to ``logs``.
 
     Submitit's own names jobs by process ids (which come again, so that new logs are appended to old ones),
     reports success whatever the ranks did, waits for the other ranks of a failed one, shares the terminal's
@@ -262,11 +268,13 @@ def _executor(folder: Path, job_id: str, environment: dict[str, str], held: int)
     class Executor(LocalExecutor):
         def _submit_command(self, command: str) -> SubmititJob[Any]:
             ranks = self.parameters["tasks_per_node"]
-            with open(folder / f"{job_id}_controller.log", "w", encoding="utf-8") as log:
+            controller = [sys.executable, "-m", "slurm.local_controller", str(folder), str(logs), job_id]
+            with open(logs / f"{job_id}_controller.log", "w", encoding="utf-8") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "slurm.local_controller", str(folder), job_id, str(os.getpid())],
+                    [*controller, str(os.getpid())],
                     env={
                         **environment,
+                        LOCAL_LOGS: str(logs),
                         "SUBMITIT_EXECUTOR": "local",
                         "SUBMITIT_LOCAL_COMMAND": command,
                         "SUBMITIT_LOCAL_NTASKS": str(ranks),

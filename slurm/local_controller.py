@@ -1,18 +1,20 @@
 """One job on one machine: starts its ranks, ends them together, and exits with their status.
 
-``python -m slurm.local_controller FOLDER JOB_ID LAUNCHER_PID`` is started by the local scheduler.
+``python -m slurm.local_controller FOLDER LOGS JOB_ID LAUNCHER_PID`` is started by the local scheduler.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from submitit.core.utils import JobPaths
 from submitit.local.local import Controller
 
 POLL_S = 0.05
@@ -35,8 +37,9 @@ os.execvp(sys.argv[2], sys.argv[2:])
 class RankController(Controller):
     """Submitit's controller, ending all ranks when one has failed, the launcher is gone, or SIGTERM comes."""
 
-    def __init__(self, folder: Path, *, job_id: str, launcher: int) -> None:
+    def __init__(self, folder: Path, *, logs: Path, job_id: str, launcher: int) -> None:
         super().__init__(folder)
+        self.logs = logs
         self.pid = job_id  # what submitit puts into the names of its files
         self.launcher = launcher
         self.stopping = False
@@ -47,6 +50,24 @@ class RankController(Controller):
 
     def _stop(self, number: int, frame: Any) -> None:
         self.stopping = True
+
+    def start_tasks(self) -> None:
+        """Start the ranks, each with its two logs."""
+        for rank in range(self.ntasks):
+            paths = JobPaths(self.logs, self.pid, rank)
+            number = str(rank)
+            said = {"SUBMITIT_LOCAL_LOCALID": number, "SUBMITIT_LOCAL_GLOBALID": number}
+            self.stdouts.append(paths.stdout.open("a"))
+            self.stderrs.append(paths.stderr.open("a"))
+            self.tasks.append(
+                subprocess.Popen(
+                    self.command,
+                    env={**os.environ, **said, "SUBMITIT_LOCAL_JOB_ID": self.pid},
+                    stdout=self.stdouts[-1],
+                    stderr=self.stderrs[-1],
+                    encoding="utf-8",
+                )
+            )
 
     def wait(self, freq: int = 24) -> Sequence[int | None]:
         """Wait for the ranks and end those that are left; returns the exit code of each."""
@@ -85,8 +106,9 @@ class RankController(Controller):
 
 
 def main(arguments: Sequence[str]) -> int:
-    folder, job_id, launcher = arguments
-    return RankController(Path(folder), job_id=job_id, launcher=int(launcher)).run_ranks()
+    folder, logs, job_id, launcher = arguments
+    controller = RankController(Path(folder), logs=Path(logs), job_id=job_id, launcher=int(launcher))
+    return controller.run_ranks()
 
 
 if __name__ == "__main__":

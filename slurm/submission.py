@@ -164,10 +164,14 @@ def python_command(profile: Profile) -> str:
     return f"{profile.container} {python}" if profile.container else python
 
 
-def private_folder(folder: str | Path) -> Path:
+def private_folder(folder: str | Path, *, runs_code: bool = True) -> Path:
     """Make a folder that this user alone can enter, at a place that no stranger can give to another folder.
 
     Whoever owns a folder above it, or is in a group that may write there, is trusted.
+
+    Args:
+        folder: where.
+        runs_code: whether what lies there is run, as pickled calls are; else its place may be anywhere.
 
     Raises:
         SlurmError: it belongs to somebody else, is a link, held files while others could write to it, lies
@@ -185,7 +189,8 @@ def private_folder(folder: str | Path) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _require_safe_way(folder)
+        if runs_code:
+            _require_safe_way(folder)
         # What is looked at and changed is what was opened, whatever the name stands for a moment later.
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from slurm import LocalScheduler, SlurmError
+from slurm import LocalJob, LocalScheduler, SlurmError
 from slurm.submission import private_folder
 
 STRANGER = 4711
@@ -114,7 +115,24 @@ def test_sticky_folder_of_a_stranger_protects_nothing(tmp_path):
         private_folder(shared / "logs")
 
 
-def test_jobs_on_this_machine_want_a_private_folder_too(tmp_path):
-    folder_of(tmp_path / "open", 0o777)
+LOOK = """
+import os, pathlib, stat
+folder = pathlib.Path(os.environ["SUBMITIT_FOLDER"])
+calls = [path.name for path in folder.iterdir() if path.name.endswith("_submitted.pkl")]
+pathlib.Path({seen!r}).write_text(f"{{folder}} {{stat.S_IMODE(folder.stat().st_mode):o}} {{len(calls)}}")
+"""  # what a job writes down: where its pickled call lies, and who may go there
+
+
+def test_calls_of_jobs_on_this_machine_lie_where_no_stranger_can_replace_them(tmp_path, monkeypatch):
+    """Their logs may lie anywhere, as in a folder that a container shares with everybody."""
+    logs = folder_of(tmp_path / "open", 0o777) / "logs"
+    ran = LocalScheduler(logs).run(
+        [LocalJob("look", functools.partial(exec, LOOK.format(seen=str(tmp_path / "seen"))))]
+    )
+    assert ran, "".join(path.read_text() for path in logs.glob("*.err"))
+    folder, rights, calls = (tmp_path / "seen").read_text().split()
+    assert (rights, calls) == ("700", "1") and not Path(folder).is_relative_to(tmp_path)
+    assert not Path(folder).exists() and not list(logs.glob("*.pkl")) and list(logs.glob("*_0_log.err"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "open"))
     with pytest.raises(SlurmError, match="any user can replace it"):
-        LocalScheduler(tmp_path / "open" / "logs").run([])
+        LocalScheduler(logs).run([])
