@@ -157,6 +157,7 @@ class Dataset(Strict):
     mask_ignore: list[MaskValue] | None = None  # values of no class; default: 255 beside 0, 1, 2 …
     annotations: str | None = None  # coco: JSON file, voc: folder with XML files, below root
     unlabelled: list[str] = []  # more folders of images, for pretraining only
+    exclude: list[str] = []  # patterns of images that are left out, such as "*_mask.png"
     splits: Splits = Splits()
     seed: Seed = 0
     resize: int | None = Field(None, ge=8, le=8192)  # longest allowed short side, in pixels

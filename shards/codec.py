@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import (
     BmpImagePlugin,
+    GifImagePlugin,
     Image,
     ImageOps,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -30,12 +32,17 @@ from shards import deep, dicom
 from shards.deep import deep_pixels, is_deep
 from shards.dicom import is_dicom
 from shards.intensity import Deep, Kind, Levels, Window, byte_span, measure, show
+from shards.kinds import HEAD, READ, kind_of
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}  # read from folders
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".j2k"}
+    | {".dcm", ".dicom", ".ima"}  # what lacks a known suffix is known by its content
 )
-PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, TiffImagePlugin)
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # theirs: all that Pillow may try
+PLUGINS = (
+    *(JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, TiffImagePlugin, GifImagePlugin),
+    Jpeg2KImagePlugin,
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000")  # theirs: all that Pillow may try
 JPEG_QUALITY = 95
 THUMBNAIL = 16  # side of the grey thumbnail that near-duplicates are compared by, in pixels
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -204,6 +211,8 @@ def _identified(data: bytes) -> Image.Image:
     try:
         return opened(data)
     except UnidentifiedImageError:
+        if (kind := kind_of(data[:HEAD])) not in ("", READ):
+            raise Unreadable(f"{kind} is not read: convert it to PNG or TIFF") from None
         if data[:4] in TIFF_MARKS and (layout := deep.tiff_layout(data)):
             raise Unreadable(f"a TIFF with {layout} is not read") from None
         raise

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shards import codec, parallel
 from shards.annotate import Entry, Measured, measure
-from shards.errors import InputError
+from shards.errors import InputError, listed
 from shards.options import ShardOptions
 from shards.sources import Listing, Sample, Source, existing_folder, unlabelled_samples
 
+MASK_ENDING = re.compile(
+    r"[_-](?:mask|masks|seg|segmentation|label|labels|gt|groundtruth|annotation)(?:[_-]?\d+)?$", re.I
+)
+MASK_BEGINNING = re.compile(r"^(?:mask|seg|label|gt)[_-]", re.I)
+MASK_FOLDERS = frozenset(
+    {"mask", "masks", "label", "labels", "segmentation", "segmentations", "gt", "annotations"}
+)
+FEWEST_MASKS, MASK_SHARE = 3, 0.1  # below, names may happen to be like that
+SHOWN = 8  # kinds of files named in a warning
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 
 
@@ -24,7 +36,13 @@ def all_samples(source: Source, options: ShardOptions) -> tuple[Listing, list[Sa
     """
     extra = [existing_folder((source.base or Path()) / path) for path in options.unlabelled]
     listing = source.listing(exclude=extra)
-    samples = sorted(listing.samples + unlabelled_samples(extra), key=lambda sample: sample.path)
+    ignored = Counter(listing.ignored)
+    samples = sorted(listing.samples + unlabelled_samples(extra, ignored), key=lambda sample: sample.path)
+    samples, notes = _without_excluded(samples, options.exclude)
+    notes += [f"{sum(ignored.values())} files passed over: {_counted(ignored)}"] if ignored else []
+    listing = replace(listing, ignored=dict(sorted(ignored.items())), notes=listing.notes + notes)
+    if listing.task in ("multiclass", "multilabel"):
+        refuse_masks(samples)
     keys: dict[str, str] = {}
     for sample in samples:
         key = sample_key(sample.path)
@@ -32,6 +50,81 @@ def all_samples(source: Source, options: ShardOptions) -> tuple[Listing, list[Sa
             raise InputError(f"'{keys[key]}' and '{sample.path}' have one key, '{key}': rename one")
         keys[key] = sample.path
     return listing, samples
+
+
+def _without_excluded(samples: list[Sample], patterns: Sequence[str]) -> tuple[list[Sample], list[str]]:
+    """The samples whose path, or file name, matches no pattern; and how many each has left out."""
+    notes = []
+    for pattern in patterns:
+        kept = [one for one in samples if not _matches(one.path, pattern)]
+        notes.append(f"exclude: {pattern!r} leaves out {len(samples) - len(kept)} images")
+        samples = kept
+    if patterns and not samples:
+        raise InputError(f"exclude leaves out every image ({listed(patterns)})")
+    return samples, notes
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path.rsplit("/", 1)[-1], pattern)
+
+
+def _counted(ignored: Mapping[str, int]) -> str:
+    """Suffixes and names with their numbers, the most frequent first."""
+    most = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(most) - SHOWN} other kinds" if len(most) > SHOWN else ""
+    return ", ".join(f"{count} {name}" for name, count in most[:SHOWN]) + more
+
+
+def refuse_masks(samples: Sequence[Sample]) -> None:
+    """Refuse masks that lie among the images of a set with classes, where they would be images.
+
+    Names decide: ``X_mask``, ``X_seg``, ``mask_X`` … beside an image ``X``, or a folder ``masks`` repeating
+    the names of the images beside it, for a tenth of the images or more.
+
+    Raises:
+        InputError: with the two ways out.
+    """
+    plain: dict[str, str] = {}  # path without suffix → path
+    for sample in samples:
+        plain.setdefault(_stem(sample.path), sample.path)
+    found = []
+    for stem, path in plain.items():
+        folder, _, name = stem.rpartition("/")
+        image = MASK_ENDING.sub("", MASK_BEGINNING.sub("", name))
+        above, _, last = folder.rpartition("/")
+        if (image != name and image and f"{folder}/{image}".lstrip("/") in plain) or (
+            last.lower() in MASK_FOLDERS and _beside(above, name, plain)
+        ):
+            found.append(path)
+    if len(found) >= FEWEST_MASKS and len(found) >= MASK_SHARE * len(samples):
+        example = found[0]
+        raise InputError(
+            f"{len(found)} of {len(samples)} images look like masks of others, such as {example}: leave them"
+            f" out (exclude: ['{_pattern(example)}']), or read them as masks (source: masks)"
+        )
+
+
+def _beside(above: str, name: str, plain: Mapping[str, str]) -> bool:
+    """Whether an image of this name lies in the folder above, or in a folder of images in it."""
+    places = [above, f"{above}/images", f"{above}/image", f"{above}/img"]
+    return any(f"{place}/{name}".lstrip("/") in plain for place in places)
+
+
+def _pattern(path: str) -> str:
+    """A pattern that leaves out the masks that are called as this one."""
+    folder, _, name = _stem(path).rpartition("/")
+    if ending := MASK_ENDING.search(name):
+        return (
+            f"*{re.sub('[0-9]+$', '*', ending.group())}.*"
+            if ending.group()[-1].isdigit()
+            else f"*{ending.group()}*"
+        )
+    return "mask*" if MASK_BEGINNING.match(name) else f"*/{folder.rpartition('/')[2]}/*"
+
+
+def _stem(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.rpartition('.')[0] or name}"
 
 
 def sample_key(path: str) -> str:

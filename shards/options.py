@@ -29,6 +29,7 @@ class ShardOptions:
         shard_samples: most samples a tar.
         unlabelled: folders of images without labels for pretraining; relative ones are below the source's
             root (the working directory for digits).
+        exclude: patterns such as ``*_mask.png``: images whose path or file name matches one are left out.
         intensity: (black, white) of all images of more than 8 bits a channel, in their own units; None: as
             :mod:`shards.intensity` finds them, and for DICOM files with a window as that says.
         windows: black and white by kind, as another dataset's index has them, in place of what is found.
@@ -45,6 +46,7 @@ class ShardOptions:
     max_rejected: float = 0.05
     shard_samples: int = 1000
     unlabelled: Sequence[str | Path] = ()
+    exclude: Sequence[str] = ()
     intensity: Window | None = None
     windows: Mapping[Kind, Window] | None = None
     only_test: bool = False

@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 
 from shards.boxes import Instances
 from shards.codec import SUFFIXES
-from shards.dicom import is_dicom
 from shards.errors import InputError, listed, nearest
 from shards.files import open_regular, read_regular
+from shards.kinds import HEAD, kind_of
 from shards.masks import MaskFile, MaskValues
 
 Task = Literal["multiclass", "multilabel", "segmentation", "detection"]
@@ -28,6 +28,13 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+# What storages, systems and viewers leave between a user's files.
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+    | {"RECYCLER", "@Recycle", "@Recently-Snapshot", ".ipynb_checkpoints", "__MACOSX", "Network Trash Folder"}
+)
+NO_IMAGES = frozenset({".csv", ".tsv", ".txt", ".json", ".xml", ".yaml", ".md", ".py", ".zip", ".db", ".ini"})
+NO_IMAGE_NAMES = frozenset({"Thumbs.db", "desktop.ini", "DICOMDIR"})
 ANNOTATIONS = {"segmentation": "mask.png", "detection": "boxes.json"}  # task → suffix in a tar
 SEPARATOR = "|"  # between the labels of a sample in samples.csv
 
@@ -129,6 +136,12 @@ class FolderSource:
         folders = _folders(root, excluded)
         split_folders = [path for path in folders if path.name.lower() in SPLIT_NAMES]
         notes: list[str] = []
+        if split_folders and not _are_splits(split_folders, folders):
+            names = listed(path.name for path in split_folders)
+            notes.append(
+                f"{names} beside other folders and without a train folder: taken for classes, not splits"
+            )
+            split_folders = []
         tops: list[tuple[str, Path]] = [("", root)]
         if split_folders:
             tops = _split_tops(split_folders)
@@ -168,13 +181,18 @@ class FolderSource:
         return Listing("multiclass", classes, samples, dict(sorted(ignored.items())), notes)
 
 
-def unlabelled_samples(folders: Sequence[Path]) -> list[Sample]:
+def unlabelled_samples(folders: Sequence[Path], ignored: Counter[str] | None = None) -> list[Sample]:
     """Every image below some folders, without labels, for pretraining only (train split).
+
+    Args:
+        folders: at least one image in each.
+        ignored: counts the files passed over, by suffix.
 
     Raises:
         InputError: a folder that does not exist, holds no image, or is named twice.
     """
     samples: list[Sample] = []
+    ignored = Counter() if ignored is None else ignored
     names: Counter[str] = Counter()
     seen: set[Path] = set()
     for folder in folders:
@@ -185,7 +203,7 @@ def unlabelled_samples(folders: Sequence[Path]) -> list[Sample]:
         name = text(folder.resolve().name)
         names[name] += 1
         prefix = f"unlabelled/{name}" if names[name] == 1 else f"unlabelled/{name}~{names[name]}"
-        images = walk(folder, Counter())
+        images = walk(folder, ignored)
         if not images:
             raise InputError(f"unlabelled folder {folder} holds no image (expected {_suffixes()})")
         for path in images:
@@ -243,14 +261,19 @@ def object_classes(
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name (or, for a file without a suffix, its DICOM mark) says that this is an image."""
+    """Whether the name says that this is an image, or, where it says nothing known, what it begins with.
+
+    Kinds of images that are not decoded count too: they are rejected with the reason.
+    """
     if path.name.startswith("."):
         return False
-    if path.suffix:
-        return path.suffix.lower() in SUFFIXES
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if path.suffix.lower() in NO_IMAGES or path.name in NO_IMAGE_NAMES:
+        return False
     try:
         with open_regular(path) as file:
-            return is_dicom(file.read(132))
+            return bool(kind_of(file.read(HEAD)))
     except OSError:
         return False
 
@@ -282,7 +305,9 @@ def _walk(top: Path, ignored: Counter[str], wanted: Callable[[Path], bool]) -> I
         for entry in entries:
             path = Path(entry.path)
             if entry.is_dir():
-                if not entry.name.startswith("."):
+                if entry.name in SYSTEM_FOLDERS or entry.name.startswith("__"):
+                    ignored[f"{entry.name}/"] += 1
+                elif not entry.name.startswith("."):
                     waiting.append(path)
             elif wanted(path):
                 yield path
@@ -296,16 +321,27 @@ def text(path: str) -> str:
 
 
 def _folders(top: Path, excluded: set[Path]) -> list[Path]:
-    return sorted(
-        path
-        for path in top.iterdir()
-        if path.is_dir() and not path.name.startswith((".", "__")) and path.resolve() not in excluded
-    )
+    try:
+        return sorted(
+            path
+            for path in top.iterdir()
+            if path.is_dir()
+            and not path.name.startswith((".", "__"))
+            and path.name not in SYSTEM_FOLDERS
+            and path.resolve() not in excluded
+        )
+    except OSError as error:
+        raise InputError(f"folder {error.filename or top} cannot be read: {error.strerror}") from None
 
 
 def below(path: Path, excluded: set[Path]) -> bool:
     """Whether a path is below one of some resolved folders."""
     return bool(excluded) and any(parent in excluded for parent in path.resolve().parents)
+
+
+def _are_splits(named: Sequence[Path], folders: Sequence[Path]) -> bool:
+    """Whether folders called as splits are: one of them is train's, or there are no others."""
+    return len(named) == len(folders) or any(SPLIT_NAMES[path.name.lower()] == "train" for path in named)
 
 
 def _split_tops(folders: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -158,6 +158,8 @@ def _meta(
     outlined = all(one.outlined == sum(one.counts.values()) for one in known)
     decided = asdict(options)
     del decided["processes"]  # changes nothing
+    if not options.exclude:
+        del decided["exclude"]
     if not options.only_test:
         del decided["only_test"]
     del decided["windows"]  # they are the index's `intensity`

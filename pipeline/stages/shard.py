@@ -17,6 +17,7 @@ from pipeline.manifest import Task
 from pipeline.specs import FOR_SOURCES, Dataset, ShardSpec
 from pipeline.stages.work import Outcome, Work
 from shards.boxes import Instances
+from shards.gather import all_samples
 from shards.sources import SPLITS, Listing
 
 
@@ -51,6 +52,7 @@ def options_of(dataset: Dataset, *, processes: int = 1) -> shards.ShardOptions:
         resize=dataset.resize,
         duplicates=dataset.duplicates,
         max_rejected=dataset.max_rejected,
+        exclude=dataset.exclude,
         intensity=None if dataset.intensity is None else (dataset.intensity.black, dataset.intensity.white),
         shard_samples=dataset.shard_samples,
         unlabelled=dataset.unlabelled,
@@ -108,7 +110,7 @@ def check_source(task: Task, *, outlined: str | None = None) -> Listing:
     for folder in folders:
         if not folder.is_dir():
             raise shards.InputError(f"no folder {folder} (unlabelled images)")
-    listing = source.listing(exclude=folders)
+    listing, _ = all_samples(source, options_of(dataset))
     if outlined is not None:
         _check_outlines(listing, dataset.name, outlined)
     return listing

@@ -31,7 +31,6 @@ MEMORY = 1 << 30  # bytes that a test may use beyond what the process has
 SECONDS = 60
 
 REJECTED = {
-    "gif_called.png": "known format",
     "text_called.png": "known format",
     "empty.png": "empty",
     "cut.jpg": "truncated",
@@ -56,6 +55,7 @@ STORED = {  # name: (format, width, height, own bytes)
     "tall.jpg": ("jpg", 1, 20000, True),
     "moving.webp": ("jpg", 24, 16, False),
     "moving.png": ("png", 24, 16, False),
+    "gif_called.png": ("png", 24, 16, False),
     "turned.jpg": ("jpg", 16, 24, False),
     "grey16.png": ("png", 24, 16, False),
     "grey16.tif": ("png", 24, 16, False),
