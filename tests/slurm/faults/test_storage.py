@@ -159,3 +159,17 @@ def test_clocks_of_nodes_and_launchers_hours_apart(slow, undisturbed, wrong_cloc
             slow.command("all"), cwd=slow.folder, env=environment, capture_output=True, text=True
         )
         assert again.returncode == 0 and "everything is done" in again.stdout, again.stdout + again.stderr
+
+
+def test_store_that_becomes_read_only_is_one_line_and_goes_on_once_it_is_not(small_disk, slow):
+    slow.launch("shard", cluster="local")
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    try:
+        refused = slow.launch("pretrain", cluster="local", check=2)
+        assert refused.stderr.splitlines()[-1].endswith("is not writable: Read-only file system")
+        assert "Traceback" not in refused.stderr
+        assert slow.launch("status", check=None).returncode == 0
+    finally:
+        subprocess.run([*remount[:2], "remount,rw", remount[-1]], check=True)
+    assert "waiting" in slow.launch("status").stdout
