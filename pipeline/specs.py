@@ -294,7 +294,7 @@ class FinetuneSettings(Strict):
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: float = Field(2, ge=0)
     class_weights: Literal["balanced", "none"] = "balanced"  # balanced: rare classes weigh more
-    validation: Literal["full", "fraction"] = "full"
+    validation: Literal["full", "fraction"] = "fraction"  # of the validation images: as of the train images
     select_by: str = "macro_f1"  # validation metric that picks the epoch
     knn_k: int = Field(20, ge=1)
     head_width: int = Field(256, ge=8)  # channels of a segmentation or detection head

@@ -2,6 +2,7 @@
 
 Without standardising, a constant part of the features, which no loss asks to be removed, makes all images
 alike: on 5,600 blood cells, pretrained for four epochs, macro-F1 at 1 % of the labels rises by .06 to .17.
+Mean and variance are those of every train image, labelled or not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.evaluate.features import features_of
+from pipeline.evaluate.features import every_train_image, features_of
 from pipeline.evaluate.neighbours import nearest
 from pipeline.evaluate.problem import Classify, Prediction, Problem, Split, reproducible
 from pipeline.evaluate.select import classified
@@ -72,9 +73,9 @@ def run(problem: Problem) -> Prediction:
 
 def restore(problem: Problem, folder: Path | None = None) -> Classify:
     """The vote of the labelled training images, for images of any index; nothing of it is stored."""
-    raw = features_of(problem, problem.train).to(problem.device)
-    standardise = Standardise(raw)
-    known, targets = standardise(raw), problem.train.targets.to(problem.device)
+    standardise = Standardise(features_of(problem, every_train_image(problem)).to(problem.device))
+    known = standardise(features_of(problem, problem.train).to(problem.device))
+    targets = problem.train.targets.to(problem.device)
 
     def classify(asked: Problem, split: Split) -> np.ndarray:
         features = standardise(features_of(asked, split).to(problem.device))

@@ -1,4 +1,10 @@
-"""Linear probe: logistic regression on frozen, standardised features, solved to convergence."""
+"""Linear probe: logistic regression on frozen, standardised features, solved to convergence.
+
+Mean and variance are those of every train image, labelled or not. The weight decay is picked on validation;
+where that has few images, as many as there are labels, by cross-validation over these and the labelled train
+images, so that a choice among seven does not hang on a handful of images. The classifier itself is always
+learned from the labelled train images alone.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +19,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.evaluate.features import features_key, features_of
+from pipeline.evaluate.features import every_train_image, features_key, features_of
 from pipeline.evaluate.logistic import TOLERANCE, fit_logistic, predict_logits, second_moments
 from pipeline.evaluate.losses import class_weights
 from pipeline.evaluate.problem import Classify, Prediction, Problem, Split, Tick, reproducible
-from pipeline.evaluate.select import classified, validation_score
-from pipeline.evaluate.standardise import SampleSpan
+from pipeline.evaluate.select import classified, score_of, validation_score
+from pipeline.evaluate.standardise import SampleSpan, Standardise
 from pipeline.nets.export import Classifier, export, load_exported
 
 HEAD = "head.safetensors"  # beside timm's files
 ROWS = 32  # features that are classified at a time
 
+FOLDS = 5  # of the cross-validation
+ENOUGH = 200  # validation images, above which they choose alone
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
 WEIGHT_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 PATIENCE = (
@@ -129,22 +137,98 @@ def _remembered_fit(problem: Problem) -> Fit:
 
 def _fit(problem: Problem) -> Fit:
     settings, device = problem.settings, problem.device
-    raw = features_of(problem, problem.train).to(device)
-    if not raw.isfinite().all():
+    every = features_of(problem, every_train_image(problem)).to(device)  # the labelled ones are among them
+    if not every.isfinite().all():
         raise ValueError("a feature is not a number: the pretraining has diverged")
-    standardise = SampleSpan(raw)
+    raw = features_of(problem, problem.train).to(device)
+    standardise = SampleSpan(raw, every)
     train, targets = standardise(raw), problem.train.targets.to(device)
-    weights = class_weights(targets, problem.num_classes) if settings.class_weights == "balanced" else None
     val = standardise(features_of(problem, problem.val).to(device))
+
+    def weights_of(some: Tensor) -> Tensor | None:
+        return class_weights(some, problem.num_classes) if settings.class_weights == "balanced" else None
+
+    if len(val) < ENOUGH and settings.validation == "fraction":
+        both = torch.cat([raw, features_of(problem, problem.val).to(device)])
+        plain = Standardise.__call__(standardise, both)
+        known = torch.cat([targets, problem.val.targets.to(device)])
+        decay, log = _cross_validated(problem, plain, known, weights_of)
+        solution = fit_logistic(
+            train,
+            targets,
+            num_classes=problem.num_classes,
+            weights=weights_of(targets),
+            weight_decay=decay,
+        )
+        return Fit(standardise, solution, decay, log)
     solution, decay, log = pick_weight_decay(
         train,
         targets,
         num_classes=problem.num_classes,
-        weights=weights,
+        weights=weights_of(targets),
         score=lambda found: validation_score(problem, problem.probabilities(predict_logits(val, found))),
         tick=problem.tick,
     )
     return Fit(standardise, solution, decay, log)
+
+
+def _cross_validated(
+    problem: Problem, features: Tensor, targets: Tensor, weights_of: Callable[[Tensor], Tensor | None]
+) -> tuple[float, list[dict[str, Any]]]:
+    """The weight decay with the best score of all images, each predicted by a fit without its fold.
+
+    Args:
+        features: (N, D), standardised, of labelled train and validation images.
+        targets: of them.
+    """
+    folds = folds_of(targets.cpu().numpy(), seed=problem.seed)
+    found = np.zeros((len(WEIGHT_DECAYS), len(targets), problem.num_classes), np.float32)
+    for fold in range(int(folds.max()) + 1):
+        inside = torch.from_numpy(folds != fold).to(features.device)
+        moments, solution = second_moments(features[inside]), None
+        for place, decay in enumerate(WEIGHT_DECAYS):
+            solution = fit_logistic(
+                features[inside],
+                targets[inside],
+                num_classes=problem.num_classes,
+                weights=weights_of(targets[inside]),
+                weight_decay=decay,
+                start=solution,
+                tolerance=COMPARED,
+                moments=moments,
+                precision=torch.float32,
+            )
+            logits = predict_logits(features[~inside], solution)
+            found[place, folds == fold] = problem.probabilities(logits)
+            problem.tick(
+                fold * len(WEIGHT_DECAYS) + place + 1, FOLDS * len(WEIGHT_DECAYS), "cross-validation"
+            )
+    log, scores = [], []
+    for decay, probabilities in zip(WEIGHT_DECAYS, found):
+        metrics, score = score_of(problem, probabilities, targets.cpu().numpy())
+        log.append({"weight_decay": decay, "cross_validation": metrics})
+        scores.append(score)
+    return WEIGHT_DECAYS[int(np.argmax(scores))], log
+
+
+def folds_of(targets: np.ndarray, *, seed: int) -> np.ndarray:
+    """A fold for each image, int64 (N,): classes are spread over the folds as evenly as can be.
+
+    Args:
+        targets: int (N,), or 0 and 1 (N, K): then images are spread by their rarest label.
+        seed: of the order.
+    """
+    if targets.ndim == 2:
+        rarest = np.argsort(targets.sum(axis=0), kind="stable")
+        columns = targets[:, rarest] > 0.5
+        strata = np.where(columns.any(axis=1), rarest[columns.argmax(axis=1)], -1)
+    else:
+        strata = targets
+    order = np.random.default_rng([seed % 2**32, 0]).permutation(len(targets))
+    order = order[np.argsort(strata[order], kind="stable")]
+    folds = np.empty(len(targets), np.int64)
+    folds[order] = np.arange(len(targets)) % min(FOLDS, len(targets))
+    return folds
 
 
 def pick_weight_decay(
@@ -194,7 +278,7 @@ def pick_weight_decay(
         log.append({"weight_decay": decay, "val": metrics})
         if found > best_score:
             best, best_score, worse = (solution, decay), found, 0
-        elif (worse := worse + 1) == PATIENCE:
+        elif found < best_score and (worse := worse + 1) == PATIENCE:  # what scores alike says nothing yet
             break
         tick(tried + 1, len(WEIGHT_DECAYS), "weight decay")
     assert best is not None  # a score is a number: validation sees to it

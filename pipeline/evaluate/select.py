@@ -23,7 +23,22 @@ def validation_score(problem: Problem, probabilities: np.ndarray) -> tuple[dict[
     Raises:
         UserError: there is no such metric, or it does not exist on this validation split.
     """
-    metrics = evaluate(probabilities, problem.val.targets.numpy())
+    return score_of(problem, probabilities, problem.val.targets.numpy())
+
+
+def score_of(
+    problem: Problem, probabilities: np.ndarray, targets: np.ndarray
+) -> tuple[dict[str, float], float]:
+    """Every metric of some labelled images, and the one that ``select_by`` names.
+
+    Args:
+        probabilities: (N, K).
+        targets: int (N,), or 0 and 1 (N, K).
+
+    Raises:
+        UserError: there is no such metric, or it does not exist for these images.
+    """
+    metrics = evaluate(probabilities, targets)
     return picked(problem, metrics, lacking="either positives or negatives of every class")
 
 

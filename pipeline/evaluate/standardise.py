@@ -9,7 +9,12 @@ ROWS = 512  # at a time in float64: they stay in a core's cache
 
 
 class Standardise:
-    """Zero mean and unit variance by the training features, in float64; a constant one keeps its scale."""
+    """Zero mean and unit variance by some features, in float64; a constant one keeps its scale.
+
+    Args:
+        features: (N, D) whose mean and variance are taken: those of every train image, labelled or not, since
+            a few labelled ones say little of them.
+    """
 
     def __init__(self, features: Tensor) -> None:
         parts = features.split(ROWS)
@@ -31,10 +36,14 @@ class SampleSpan(Standardise):
 
     A penalised linear classifier can use nothing outside that span, and an orthonormal basis of it leaves its
     solution the same.
+
+    Args:
+        features: (N, D) of the labelled samples.
+        every: (M, D) whose mean and variance are taken; None: those of the labelled samples.
     """
 
-    def __init__(self, features: Tensor) -> None:
-        super().__init__(features)
+    def __init__(self, features: Tensor, every: Tensor | None = None) -> None:
+        super().__init__(features if every is None else every)
         self.basis: Tensor | None = None
         if len(features) < features.shape[1]:
             self.basis = torch.linalg.qr(super().__call__(features).double().T).Q

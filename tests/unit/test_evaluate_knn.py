@@ -64,7 +64,8 @@ def test_constant_part_and_scale_of_a_feature_do_not_matter_to_the_protocol(monk
     generator = torch.Generator().manual_seed(2)
     targets = torch.arange(60) % 3
     own = torch.randn(60, 4, generator=generator) + 2 * torch.eye(4)[targets]
-    index = SimpleNamespace(task="multiclass", classes=["a", "b", "c"])
+    every = {"train": np.arange(20)}
+    index = SimpleNamespace(task="multiclass", classes=["a", "b", "c"], rows=every.__getitem__)
     splits = [Split(np.arange(i, i + 20), targets[i : i + 20]) for i in (0, 20, 40)]
     train, val, test = splits
     problem = Problem(Path(), index, train, val, test, FinetuneSettings(knn_k=5), 0, torch.device("cpu"))  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ OTHER: dict[str, Any] = {
         "loss": "focal",
         "focal_gamma": 1,
         "class_weights": "none",
-        "validation": "fraction",
+        "validation": "full",
         "select_by": "accuracy",
         "knn_k": 5,
         "head_width": 64,
@@ -138,7 +138,6 @@ COMPANIONS = {
     "pretrain.swa_start": ["pretrain.averaging=swa"],
     "pretrain.lr_min": ["pretrain.schedule=cosine"],
     "finetune.focal_gamma": ["finetune.loss=focal"],
-    "finetune.validation": ["finetune.validation=full"],
 }
 # Keys of a data set, with what they need beside them.
 DATASET: dict[str, tuple[Any, list[str]]] = {
