@@ -81,6 +81,7 @@ FINETUNE: dict[str, frozenset[str] | Literal["execution"]] = {
     "validation": _ALL,  # which images the validation score of a receipt is of
     "select_by": _ALL - {"knn"},
     "class_weights": _WEIGHTED,
+    "head": frozenset({"finetune"}),
     "epochs": _TRAINED,
     "max_steps": _TRAINED,
     "batch_size": _TRAINED,

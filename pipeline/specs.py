@@ -280,6 +280,7 @@ class Training(Strict):
 class FinetuneSettings(Strict):
     """Everything about a fine-tuning task but which backbone, fraction, seed and protocol."""
 
+    head: Literal["probe", "random"] = "probe"  # the classifier begins as the linear probe's
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)  # epochs end early after so many steps
     batch_size: int = Field(16, ge=1)

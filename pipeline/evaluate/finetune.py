@@ -1,4 +1,9 @@
-"""Fine-tuning: the whole net with a new classifier, light augmentation, the epoch picked by validation."""
+"""Fine-tuning: the whole net with a classifier, light augmentation, the epoch picked by validation.
+
+The classifier begins as the linear probe's, and the net as it is before the first step is among the epochs
+that validation picks from (Kumar et al. 2022, arXiv 2202.10054: linear probing, then fine-tuning). So a
+training that is too short, or spoils the features, ends where the probe ends.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from torch import Tensor
 from pipeline.data.augment import Augment
 from pipeline.data.squares import Fit
 from pipeline.evaluate.images import images_of, plain_batches
+from pipeline.evaluate.linear import probe
 from pipeline.evaluate.losses import class_weights, make_loss
 from pipeline.evaluate.problem import Classify, Prediction, Problem, Split, reproducible
 from pipeline.evaluate.select import classified, validation_score
@@ -35,6 +41,7 @@ def _run(problem: Problem) -> Prediction:
         image_size=settings.image_size,
         seed=problem.seed,
     )
+    probed = settings.head == "probe" and net.set_linear_classifier(*probe(problem))
     net = net.to(device).to(memory_format=torch.channels_last)
     targets = problem.train.targets.to(device)
     balanced = settings.class_weights == "balanced"
@@ -56,7 +63,9 @@ def _run(problem: Problem) -> Prediction:
         val = predict(problem, problem.val, net=net)
         return val, *validation_score(problem, val)
 
-    trained = train(problem, net, images=images, where=where, loss_of=loss, validate=validate)
+    trained = train(
+        problem, net, images=images, where=where, loss_of=loss, validate=validate, from_start=probed
+    )
     return classified(
         problem,
         val=trained.best_val,

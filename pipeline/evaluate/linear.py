@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.evaluate.features import every_train_image, features_key, features_of
@@ -25,6 +25,7 @@ from pipeline.evaluate.losses import class_weights
 from pipeline.evaluate.problem import Classify, Prediction, Problem, Split, Tick, reproducible
 from pipeline.evaluate.select import classified, score_of, validation_score
 from pipeline.evaluate.standardise import SampleSpan, Standardise
+from pipeline.files import write_atomically
 from pipeline.nets.export import Classifier, export, load_exported
 
 HEAD = "head.safetensors"  # beside timm's files
@@ -59,6 +60,13 @@ def _run(problem: Problem) -> Prediction:
         log=fit.log,
         save=partial(_save, problem, head),
     )
+
+
+def probe(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The linear probe as weights (K, D) and intercepts (K,) for features as the net gives them."""
+    fit = _remembered_fit(problem)
+    weight, bias = fit.standardise.unscaled(fit.solution)
+    return weight.T.cpu(), bias.cpu()
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,8 @@ def _save(
             net, folder, fit=problem.settings.fit, trained=trained | {"label_names": list(classifier.classes)}
         )
     stored = {"weight": head.weight, "bias": head.bias}
-    save_file({name: value.cpu().contiguous() for name, value in stored.items()}, folder / HEAD)
+    content = save({name: value.cpu().contiguous() for name, value in stored.items()})
+    write_atomically(folder / HEAD, content)  # which obeys the umask
 
 
 def restore(problem: Problem, folder: Path) -> Classify:

@@ -50,6 +50,7 @@ def train(
     validate: Validate[Found],
     warmup: float = 0,
     clip_grad: float | None = None,
+    from_start: bool = False,
 ) -> Trained[Found]:
     """Train, and leave the net with the weights of the epoch that scored best.
 
@@ -63,6 +64,7 @@ def train(
         validate: what the net predicts for the validation split, its metrics, and the one that counts.
         warmup: share of the steps in which the learning rate rises.
         clip_grad: largest norm of all gradients together.
+        from_start: whether the net as it is now may be the best: epoch 0.
 
     Raises:
         UserError: the loss is no longer a number.
@@ -77,7 +79,11 @@ def train(
     step, seen, best_epoch, best_score = 0, 0, 0, float("-inf")
     best: dict[str, Tensor] = {}
     best_val: Found
-    log = []
+    log: list[dict[str, Any]] = []
+    if from_start:
+        best_val, metrics, best_score = validate()
+        best = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        log.append({"epoch": 0, "step": 0, "loss": None, "lr": settings.lr, "val": metrics})
     for epoch in range(epochs):
         net.train()
         losses = []

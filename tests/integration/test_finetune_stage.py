@@ -136,7 +136,7 @@ def test_every_protocol_learns_colours(
     assert metrics["num_labels"] == len(index.rows("train", labelled=True))
     assert metrics["test"]["macro_auroc"] > 0.85
     assert ("map" in metrics["test"]) == (data == "several")
-    assert metrics["best_epoch"] >= 1 if protocol == "finetune" else metrics["best_epoch"] == 0
+    assert metrics["best_epoch"] >= 0 if protocol == "finetune" else metrics["best_epoch"] == 0
 
 
 def test_unlabelled_images_are_not_learned_from(store: Path, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_fraction_of_the_validation_labels_where_asked(store: Path, tmp_path: Pa
 
 
 def test_patience_stops_and_the_best_epoch_is_kept(store: Path, tmp_path: Path) -> None:
-    settings = {"epochs": 12, "patience": 2, "lr": 3e-3, "augment": "none"}
+    settings = {"epochs": 12, "patience": 2, "lr": 3e-3, "augment": "none", "head": "random"}
     metrics, folder = run(store, tmp_path, protocol="finetune", arch="vit", settings=settings)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     scores = [line["val"]["macro_f1"] for line in log]
@@ -238,7 +238,7 @@ def test_patience_stops_and_the_best_epoch_is_kept(store: Path, tmp_path: Path) 
 
 
 def test_max_steps_ends_the_training_and_the_cosine(store: Path, tmp_path: Path) -> None:
-    settings = {"epochs": 50, "max_steps": 8, "lr_min": 1e-5}
+    settings = {"epochs": 50, "max_steps": 8, "lr_min": 1e-5, "head": "random"}
     _, folder = run(store, tmp_path, protocol="finetune", settings=settings)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 8
@@ -263,7 +263,7 @@ def test_the_test_split_is_predicted_once(
     run(store, tmp_path, protocol="finetune", settings={"epochs": 3})
     test = shards.Index.open(store / "single").rows("test", labelled=True)
     touched = [np.array_equal(split.rows, test) for split in asked]
-    assert touched == [False, False, False, True]
+    assert touched == [False, False, False, False, True]  # before the first epoch, too
 
 
 def test_stop_is_heeded_between_steps(store: Path, tmp_path: Path) -> None:
@@ -341,3 +341,22 @@ def test_folds_spread_every_class(several: bool) -> None:
     rare = targets == 0 if not several else targets[:, targets.sum(axis=0).argmin()] > 0
     spread = [int((folds[rare] == fold).sum()) for fold in range(5)]
     assert max(spread) - min(spread) <= 1
+
+
+@pytest.mark.parametrize("data", ["single", "several"])
+def test_fine_tuning_that_learns_nothing_is_the_linear_probe(data: str, store: Path, tmp_path: Path) -> None:
+    settings = {"lr": 1e-12, "epochs": 1, "augment": "none"}
+    _, tuned = run(store, tmp_path / "tuned", data=data, arch="vit", protocol="finetune", settings=settings)
+    _, probed = run(store, tmp_path / "probed", data=data, arch="vit", settings=settings)
+    difference = predictions(tuned)["probabilities"] - predictions(probed)["probabilities"]
+    assert np.abs(difference).max() < 1e-3
+    log = [json.loads(line) for line in (tuned / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [0, 1]
+
+
+def test_a_training_that_spoils_the_net_keeps_the_probe(store: Path, tmp_path: Path) -> None:
+    settings = {"lr": 1.0, "optimizer": "sgd", "epochs": 1, "validation": "full"}
+    metrics, _ = run(store, tmp_path / "tuned", protocol="finetune", arch="vit", settings=settings)
+    probe, _ = run(store, tmp_path / "probed", arch="vit", settings=settings)
+    assert metrics["best_epoch"] == 0
+    assert metrics["test"]["macro_f1"] == pytest.approx(probe["test"]["macro_f1"], abs=0.02)

@@ -89,7 +89,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_files_are_0640_and_folders_0750_whatever_the_callers_umask(finished):
     suffixes = {path.suffix for path in everything(finished)}
-    assert {".tar", ".csv", ".json", ".safetensors", ".npz", ".png", ".md", ".pkl"} <= suffixes
+    assert {".tar", ".csv", ".json", ".safetensors", ".npz", ".png", ".md"} <= suffixes
     assert any(path.name.startswith("events.out.tfevents") for path in everything(finished))
     assert set(modes(finished)) == {("file", "0o640"), ("folder", "0o750")}
 

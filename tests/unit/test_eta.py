@@ -14,7 +14,8 @@ from pipeline.manifest import Manifest, Receipt, Task
 from pipeline.preview import planned
 
 IMAGES = {"train": 1257, "val": 180, "test": 360}
-SLOW = ["methods={supervised: {}, simclr: {}, cass_vc: {}}", "pretrain.epochs=40"]
+SLOW = ["methods={supervised: {}, simclr: {}, cass_vc: {}}", "pretrain.epochs=40", "pretrain.seeds=first"]
+SLOW += ["seeds=[0, 1]"]
 
 
 @pytest.fixture(scope="module")

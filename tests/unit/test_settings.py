@@ -90,6 +90,7 @@ OTHER: dict[str, Any] = {
         "probe_epochs": 1,
     },
     "finetune": {
+        "head": "random",
         "epochs": 7,
         "max_steps": 9,
         "batch_size": 8,

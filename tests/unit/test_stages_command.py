@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +47,9 @@ def test_user_id_without_a_passwd_entry_has_a_name(tmp_path):
     place = tmp_path / "theirs"
     place.mkdir()
     os.chown(place, 54321, -1)
-    for above in place.parents[:3]:
+    for above in place.parents:
+        if above == Path(tempfile.gettempdir()):
+            break
         above.chmod(0o755)
     nameless = {
         name: said
