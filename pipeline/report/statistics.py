@@ -6,8 +6,8 @@ resample is a row of weights, how often each sample was drawn, so that one matri
 on the same samples.
 
 From the resamples comes a variance, and from that, with Student's t over as many groups as there are, an
-interval: percentiles of resamples are too narrow with few groups (benchmarks/statistics.md). Pretrainings are
-crossed with test samples, since each predicts the same ones: their variances are added.
+interval: percentiles of resamples are too narrow with few groups (``python -m benchmarks coverage`` shows
+both). Pretrainings are crossed with test samples, since each predicts the same ones: their variances add up.
 """
 
 from __future__ import annotations
