@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -39,10 +40,10 @@ def all_samples(source: Source, options: ShardOptions) -> tuple[Listing, list[Sa
     ignored = Counter(listing.ignored)
     samples = sorted(listing.samples + unlabelled_samples(extra, ignored), key=lambda sample: sample.path)
     samples, notes = _without_excluded(samples, options.exclude)
+    if listing.task in ("multiclass", "multilabel"):
+        notes += refuse_masks(samples, options.exclude)
     notes += [f"{sum(ignored.values())} files passed over: {_counted(ignored)}"] if ignored else []
     listing = replace(listing, ignored=dict(sorted(ignored.items())), notes=listing.notes + notes)
-    if listing.task in ("multiclass", "multilabel"):
-        refuse_masks(samples)
     keys: dict[str, str] = {}
     for sample in samples:
         key = sample_key(sample.path)
@@ -54,8 +55,11 @@ def all_samples(source: Source, options: ShardOptions) -> tuple[Listing, list[Sa
 
 def _without_excluded(samples: list[Sample], patterns: Sequence[str]) -> tuple[list[Sample], list[str]]:
     """The samples whose path, or file name, matches no pattern; and how many each has left out."""
+    everything = samples
     notes = []
     for pattern in patterns:
+        if not any(_matches(one.path, pattern) for one in everything):
+            raise InputError(f"exclude: {pattern!r} matches no image")
         kept = [one for one in samples if not _matches(one.path, pattern)]
         notes.append(f"exclude: {pattern!r} leaves out {len(samples) - len(kept)} images")
         samples = kept
@@ -75,11 +79,18 @@ def _counted(ignored: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in most[:SHOWN]) + more
 
 
-def refuse_masks(samples: Sequence[Sample]) -> None:
+def refuse_masks(samples: Sequence[Sample], excluded: Sequence[str] = ()) -> list[str]:
     """Refuse masks that lie among the images of a set with classes, where they would be images.
 
     Names decide: ``X_mask``, ``X_seg``, ``mask_X`` … beside an image ``X``, or a folder ``masks`` repeating
     the names of the images beside it, for a tenth of the images or more.
+
+    Args:
+        samples: what is left of the source's images.
+        excluded: the patterns that have left out others.
+
+    Returns:
+        A line for fewer images than that.
 
     Raises:
         InputError: with the two ways out.
@@ -96,12 +107,16 @@ def refuse_masks(samples: Sequence[Sample]) -> None:
             last.lower() in MASK_FOLDERS and _beside(above, name, plain)
         ):
             found.append(path)
+    if not found:
+        return []
+    patterns = [*excluded, *sorted({_pattern(path) for path in found})]
+    line = (
+        f"{len(found)} of {len(samples)} images look like masks of others, such as {found[0]}: leave them"
+        f" out (exclude: {json.dumps(patterns)}), or read them as masks (source: masks)"
+    )
     if len(found) >= FEWEST_MASKS and len(found) >= MASK_SHARE * len(samples):
-        example = found[0]
-        raise InputError(
-            f"{len(found)} of {len(samples)} images look like masks of others, such as {example}: leave them"
-            f" out (exclude: ['{_pattern(example)}']), or read them as masks (source: masks)"
-        )
+        raise InputError(line)
+    return [line]
 
 
 def _beside(above: str, name: str, plain: Mapping[str, str]) -> bool:
@@ -114,11 +129,7 @@ def _pattern(path: str) -> str:
     """A pattern that leaves out the masks that are called as this one."""
     folder, _, name = _stem(path).rpartition("/")
     if ending := MASK_ENDING.search(name):
-        return (
-            f"*{re.sub('[0-9]+$', '*', ending.group())}.*"
-            if ending.group()[-1].isdigit()
-            else f"*{ending.group()}*"
-        )
+        return f"*{re.sub('[0-9]+$', '*', ending.group())}.*"
     return "mask*" if MASK_BEGINNING.match(name) else f"*/{folder.rpartition('/')[2]}/*"
 
 

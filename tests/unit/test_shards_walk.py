@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from shards import CsvSource, FolderSource, Index, InputError, ShardOptions, write
@@ -182,12 +184,37 @@ def test_masks_beside_images_are_no_images_of_a_class(ending: str, tmp_path: Pat
     assert len(index) == 24 and index.classes == ["benign", "malignant", "normal"]
 
 
-def test_the_way_out_that_is_named_works(tmp_path: Path) -> None:
-    root = busi(tmp_path / "in", second=False)
+@pytest.mark.parametrize("given", [[], ["normal (7).png"], ["*_mask.png"]])
+@pytest.mark.parametrize("second", [False, True])
+def test_the_way_out_that_is_named_works(second: bool, given: list[str], tmp_path: Path) -> None:
+    root = busi(tmp_path / "in", second=second)
+    if given == ["*_mask.png"] and not second:
+        assert len(all_samples(FolderSource(root), ShardOptions(exclude=given))[1]) == 24
+        return
     with pytest.raises(InputError) as refused:
-        all_samples(FolderSource(root), ShardOptions())
-    pattern = str(refused.value).split("exclude: ['")[1].split("'")[0]
-    assert len(all_samples(FolderSource(root), ShardOptions(exclude=[pattern]))[1]) == 24
+        all_samples(FolderSource(root), ShardOptions(exclude=given))
+    patterns = yaml.safe_load(re.search(r"exclude: (\[.*?\])", str(refused.value))[1])
+    assert set(given) <= set(patterns)
+    left = all_samples(FolderSource(root), ShardOptions(exclude=patterns))[1]
+    assert len(left) == (23 if given == ["normal (7).png"] else 24)
+
+
+def test_a_few_masks_among_images_are_told_of(tmp_path: Path) -> None:
+    root = classes(tmp_path / "in", "a", "b")
+    shutil.copy(root / "a" / "01.png", root / "a" / "00_mask_1.png")
+    picture(root / "a" / "00_mask_1.png", 77)
+    assert any(
+        "1 of 17 images look like masks of others, such as a/00_mask_1.png" in line
+        for line in written(root, tmp_path).warnings
+    )
+
+
+def test_a_pattern_that_no_image_matches_is_an_error(tmp_path: Path) -> None:
+    root = classes(tmp_path / "in", "a", "b")
+    with pytest.raises(InputError, match=r"exclude: 'a/0\*.jpg' matches no image"):
+        written(root, tmp_path, exclude=["a/0*.jpg"])
+    index = written(root, tmp_path, exclude=["a/00.png", "*/00.png"])
+    assert "exclude: '*/00.png' leaves out 1 images" in index.warnings
 
 
 def test_masks_in_a_folder_beside_are_no_images(tmp_path: Path) -> None:
