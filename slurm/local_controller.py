@@ -57,8 +57,8 @@ class RankController(Controller):
             paths = JobPaths(self.logs, self.pid, rank)
             number = str(rank)
             said = {"SUBMITIT_LOCAL_LOCALID": number, "SUBMITIT_LOCAL_GLOBALID": number}
-            self.stdouts.append(paths.stdout.open("a"))
-            self.stderrs.append(paths.stderr.open("a"))
+            self.stdouts.append(paths.stdout.open("a", encoding="utf-8"))
+            self.stderrs.append(paths.stderr.open("a", encoding="utf-8"))
             self.tasks.append(
                 subprocess.Popen(
                     self.command,
