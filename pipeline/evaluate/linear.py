@@ -190,7 +190,7 @@ def _cross_validated(
         features: (N, D), standardised, of labelled train and validation images.
         targets: of them.
     """
-    folds = folds_of(targets.cpu().numpy(), seed=problem.seed)
+    folds = folds_of(targets.cpu().numpy())
     found = np.zeros((len(WEIGHT_DECAYS), len(targets), problem.num_classes), np.float32)
     for fold in range(int(folds.max()) + 1):
         inside = torch.from_numpy(folds != fold).to(features.device)
@@ -220,12 +220,14 @@ def _cross_validated(
     return WEIGHT_DECAYS[int(np.argmax(scores))], log
 
 
-def folds_of(targets: np.ndarray, *, seed: int) -> np.ndarray:
+def folds_of(targets: np.ndarray) -> np.ndarray:
     """A fold for each image, int64 (N,): classes are spread over the folds as evenly as can be.
+
+    A function of the targets alone: tasks of the same images, whatever their seed and protocol, then have the
+    same fit, and one that is remembered is the one that they would find.
 
     Args:
         targets: int (N,), or 0 and 1 (N, K): then images are spread by their rarest label.
-        seed: of the order.
     """
     if targets.ndim == 2:
         rarest = np.argsort(targets.sum(axis=0), kind="stable")
@@ -233,7 +235,7 @@ def folds_of(targets: np.ndarray, *, seed: int) -> np.ndarray:
         strata = np.where(columns.any(axis=1), rarest[columns.argmax(axis=1)], -1)
     else:
         strata = targets
-    order = np.random.default_rng([seed % 2**32, 0]).permutation(len(targets))
+    order = np.random.default_rng(0).permutation(len(targets))
     order = order[np.argsort(strata[order], kind="stable")]
     folds = np.empty(len(targets), np.int64)
     folds[order] = np.arange(len(targets)) % min(FOLDS, len(targets))

@@ -332,11 +332,25 @@ def test_few_validation_images_choose_with_the_labelled_ones_by_cross_validation
     assert len(log) == len(linear.WEIGHT_DECAYS) and all("cross_validation" in line for line in log)
 
 
+def test_a_linear_probe_does_not_depend_on_the_task_before_it(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all labels every seed has the same images, and one fit serves all: the folds must not differ."""
+    for seed in (1, 2, 3):
+        found = []
+        for before in (False, True):
+            monkeypatch.setattr(linear, "_newest", None)
+            if before:
+                run(store, tmp_path / f"before{seed}", arch="vit", seed=0)
+            found.append(predictions(run(store, tmp_path / f"{before}{seed}", arch="vit", seed=seed)[1]))
+        np.testing.assert_array_equal(found[0]["probabilities"], found[1]["probabilities"])
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_folds_spread_every_class(several: bool) -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 50) if not several else (rng.random((50, 3)) < [0.5, 0.2, 0.1]).astype(float)
-    folds = linear.folds_of(targets, seed=2**40)
+    folds = linear.folds_of(targets)
     assert set(folds) == set(range(5)) and np.ptp(np.bincount(folds)) <= 1
     rare = targets == 0 if not several else targets[:, targets.sum(axis=0).argmin()] > 0
     spread = [int((folds[rare] == fold).sum()) for fold in range(5)]
