@@ -163,6 +163,7 @@ class Dataset(Strict):
     resize: int | None = Field(None, ge=8, le=8192)  # longest allowed short side, in pixels
     intensity: Intensity | None = None  # None: as the images' values tell, and DICOM files their own windows
     duplicates: Literal["error", "drop", "keep"] = "error"  # identical pixels across splits
+    near_duplicates: Literal["group", "drop", "warn"] = "group"  # altered copies
     max_rejected: float = Field(0.05, ge=0, le=1)  # share of unreadable images
     shard_samples: int = Field(1000, ge=1)
     version: int = 1  # raise it to shard again after the files at root have changed

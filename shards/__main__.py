@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--resize", type=int, help="longest allowed short side in pixels")
     common.add_argument("--duplicates", choices=("error", "drop", "keep"), default="error")
+    common.add_argument("--near-duplicates", choices=("group", "drop", "warn"), default="group")
     common.add_argument("--max-rejected", type=float, default=0.05, help="share of unreadable images")
     common.add_argument("--shard-samples", type=int, default=1000, help="most samples a tar")
     common.add_argument("--unlabelled", nargs="+", default=[], metavar="FOLDER", help="for pretraining only")
@@ -130,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             resize=args.resize,
             duplicates=args.duplicates,
+            near_duplicates=args.near_duplicates,
             max_rejected=args.max_rejected,
             shard_samples=args.shard_samples,
             unlabelled=args.unlabelled,

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shards import duplicates
+from shards import duplicates, patients
 from shards.annotate import Entry
+from shards.duplicates import Copies, Linked, given_split
 from shards.errors import InputError
+from shards.gather import sample_key
 from shards.names import canonical
 from shards.options import ShardOptions
 from shards.report import Duplicates
-from shards.sources import SPLITS, Sample
+from shards.sources import SPLITS
 from shards.splits import make_splits, missing_shares, order
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """Samples in file order with their final splits; which splits were made; the identical images found.
+    """Samples in file order with their final splits; which splits were made; the copies found.
 
     ``notes`` are what the user should know of the splits.
     """
@@ -43,12 +45,14 @@ def assemble(classes: Sequence[str], entries: list[Entry], options: ShardOptions
         return Assembled(entries, [], Duplicates(), [])
     given = {entry.sample.split for entry in entries if entry.sample.labelled}
     entries, notes = _without_labels_to_train(entries, given)
+    entries, told = patients.tell(entries)
     _check_groups(entries)
-    entries, found = _handle_duplicates(entries, options)
-    entries = _with_splits(entries, given, options)
+    pairs = duplicates.find(entries)
+    entries, found = _handle_duplicates(entries, pairs, options)
+    entries = _with_splits(entries, given, pairs, options)
     _check_left(classes, entries)
     entries.sort(key=lambda entry: (SPLITS.index(entry.sample.split), order(options.seed, entry.key)))
-    return Assembled(entries, [split for split in SPLITS if split not in given], found, notes)
+    return Assembled(entries, [split for split in SPLITS if split not in given], found, notes + told)
 
 
 def _without_labels_to_train(entries: list[Entry], given: set[str]) -> tuple[list[Entry], list[str]]:
@@ -80,31 +84,38 @@ def _check_groups(entries: list[Entry]) -> None:
             )
 
 
-def _handle_duplicates(entries: list[Entry], options: ShardOptions) -> tuple[list[Entry], Duplicates]:
-    """Find identical pixels; those in two given splits are an error, or dropped, or kept."""
-    found = Duplicates()
-    dropped: set[int] = set()
-    for positions in duplicates.identical([entry.seen.pixel_hash for entry in entries]):
+def _handle_duplicates(
+    entries: list[Entry], pairs: list[Copies], options: ShardOptions
+) -> tuple[list[Entry], Duplicates]:
+    """Identical pixels in two given splits are an error, dropped, or kept; altered copies may be dropped."""
+    found = Duplicates(pairs)
+    dropped: set[str] = set()
+    for positions in duplicates.identical(entries):
         samples = [entries[position].sample for position in positions]
         paths = [sample.path for sample in samples]
-        splits = {_given_split(sample) for sample in samples}
+        splits = {given_split(sample) for sample in samples}
         if len({_known(entries[place]) for place in positions if entries[place].sample.labelled}) > 1:
             found.conflicting.append(paths)
         if len(splits) == 1:
             found.within.append(paths)
             continue
-        found.across.append([f"{sample.path} ({_given_split(sample)})" for sample in samples])
+        found.across.append([f"{sample.path} ({given_split(sample)})" for sample in samples])
         if options.duplicates == "drop":
             best = max(splits, key=SPLITS.index)
-            dropped |= {place for place in positions if _given_split(entries[place].sample) != best}
+            dropped |= {sample.path for sample in samples if given_split(sample) != best}
     if found.across and options.duplicates == "error":
         some = "; ".join(" = ".join(paths[:4]) for paths in found.across[:5])
         raise InputError(
             f"{len(found.across)} images are in two splits with identical pixels (duplicates: drop or keep"
             f" would allow it): {some}"
         )
-    found.dropped = sorted(entries[position].sample.path for position in dropped)
-    return [entry for position, entry in enumerate(entries) if position not in dropped], found
+    if options.near_duplicates != "warn":
+        near = [pair for pair in pairs if pair.kind == "near"]
+        copies = duplicates.dropped(near, unlabelled=options.near_duplicates == "group")
+        found.near_dropped = sorted(copies - dropped)
+    found.dropped = sorted(dropped)
+    dropped.update(found.near_dropped)
+    return [entry for entry in entries if entry.sample.path not in dropped], found
 
 
 def _known(entry: Entry) -> tuple[tuple[str, ...], str]:
@@ -112,23 +123,21 @@ def _known(entry: Entry) -> tuple[tuple[str, ...], str]:
     return entry.sample.labels, entry.measured.content if entry.measured else ""
 
 
-def _given_split(sample: Sample) -> str:
-    """The split the source gives; samples without one are divided together with train, as one split."""
-    return sample.split or "train"
-
-
-def _with_splits(entries: list[Entry], given: set[str], options: ShardOptions) -> list[Entry]:
+def _with_splits(
+    entries: list[Entry], given: set[str], pairs: list[Copies], options: ShardOptions
+) -> list[Entry]:
     """Entries with a final split: missing splits are made out of train, or of all where none are given."""
     shares = missing_shares(given, options.splits)
     if len(shares) == 1:
         return entries
-    divided = [entry for entry in entries if _given_split(entry.sample) == "train"]
-    splits = make_splits(
-        _units(divided),
-        [entry.sample.labels if entry.sample.labelled else None for entry in divided],
-        shares,
-        seed=options.seed,
-    )
+    divided = [entry for entry in entries if given_split(entry.sample) == "train"]
+    labels = [entry.sample.labels if entry.sample.labelled else None for entry in divided]
+    linked = [pair for pair in pairs if pair.kind == "near" and options.near_duplicates != "warn"]
+    try:
+        splits = make_splits(_units(divided, linked), labels, shares, seed=options.seed)
+    except InputError as error:
+        hint = f" ({len(linked)} pairs are altered copies: near_duplicates: warn divides them)"
+        raise InputError(f"{error}{hint if linked else ''}") from None
     chosen = {entry.key: split for entry, split in zip(divided, splits)}
     return [
         replace(entry, sample=replace(entry.sample, split=chosen.get(entry.key, entry.sample.split)))
@@ -136,25 +145,16 @@ def _with_splits(entries: list[Entry], given: set[str], options: ShardOptions) -
     ]
 
 
-def _units(entries: list[Entry]) -> list[str]:
-    """The name of what must stay in one split with each entry: its group, or identical pixels."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
+def _units(entries: list[Entry], pairs: list[Copies]) -> list[str]:
+    """The name of what must stay in one split with each entry: its group, and what shows the same."""
+    linked = Linked()
     for entry in entries:
-        key = f"key {entry.key}"
-        links = [f"pixels {entry.seen.pixel_hash}"]
-        if entry.sample.group:
-            links.append(f"group {canonical(entry.sample.group)}")  # one patient in two spellings is one
-        for link in links:
-            one, other = sorted((root(key), root(link)))
-            parent[other] = one
-    return [root(f"key {entry.key}") for entry in entries]
+        linked.link(f"key {entry.key}", f"pixels {entry.seen.pixel_hash}")
+        if entry.sample.group:  # one patient in two spellings is one
+            linked.link(f"key {entry.key}", f"group {canonical(entry.sample.group)}")
+    for pair in pairs:
+        linked.link(f"key {sample_key(pair.first.path)}", f"key {sample_key(pair.second.path)}")
+    return [linked.root(f"key {entry.key}") for entry in entries]
 
 
 def _check_left(classes: Sequence[str], entries: list[Entry]) -> None:

@@ -29,6 +29,7 @@ from PIL import (
 )
 
 from shards import deep, dicom
+from shards.alike import SIDE
 from shards.deep import deep_pixels, is_deep
 from shards.dicom import is_dicom
 from shards.intensity import Deep, Kind, Levels, Window, byte_span, measure, show
@@ -44,7 +45,6 @@ PLUGINS = (
 )
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000")  # theirs: all that Pillow may try
 JPEG_QUALITY = 95
-THUMBNAIL = 16  # side of the grey thumbnail that near-duplicates are compared by, in pixels
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 STRIP = 192 << 10  # bytes of pixels hashed at once: they stay in a core's cache
 
@@ -65,6 +65,7 @@ class Picture:
         orientation: as EXIF has it, 1 where the file's pixels are upright.
         frames: pages, frames or moments of the file; the first is shown.
         windowed: a DICOM file that says itself what is black and white.
+        patient: a DICOM file's PatientID, or "".
     """
 
     image: Image.Image | Deep
@@ -73,6 +74,7 @@ class Picture:
     orientation: int = 1
     frames: int = 1
     windowed: bool = False
+    patient: str = ""
 
 
 class Decoded(NamedTuple):
@@ -98,14 +100,15 @@ class Inspection:
         original: the file's own bytes are stored.
         width, height: of the stored image, in pixels.
         pixel_hash: SHA-256 (first 32 hex digits) over size and upright pixels, before any resizing.
-        perceptual_hash: 64-bit difference hash.
-        thumbnail: 16 x 16 grey bytes.
+        thumbnail: 64 x 64 grey bytes.
+        colour: means of R - G and B - G; NaN where that is not known.
         levels: how the values of an image of more than 8 bits a channel are distributed; None for others.
         span: grey values between the 1 % and the 99 % quantile of an image of 8 bits a channel.
         upright: (width, height) of the upright image before any resizing.
         orientation: as EXIF has it, 1 where the file's pixels are upright.
         frames: pages, frames or moments of the file; the first is stored.
         windowed: a DICOM file that says itself what is black and white.
+        patient: a DICOM file's PatientID, or "".
     """
 
     sha256: str
@@ -114,14 +117,15 @@ class Inspection:
     width: int
     height: int
     pixel_hash: str
-    perceptual_hash: int
     thumbnail: bytes
+    colour: tuple[float, float]
     levels: Levels | None
     span: int
     upright: tuple[int, int]
     orientation: int
     frames: int = 1
     windowed: bool = False
+    patient: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ def _load_dicom(data: bytes, own_windows: bool) -> Picture:
     frame = dicom.read(data, own_windows=own_windows, check=_check_pixels)
     image = frame.shown if frame.shown is not None else frame.deep
     assert image is not None
-    return Picture(image, "", False, frames=frame.frames, windowed=frame.windowed)
+    return Picture(image, "", False, frames=frame.frames, windowed=frame.windowed, patient=frame.patient)
 
 
 def inspect(data: bytes, *, rules: Rules) -> Inspection:
@@ -296,14 +300,15 @@ def inspect(data: bytes, *, rules: Rules) -> Inspection:
         width=width,
         height=height,
         pixel_hash=_pixel_hash(image),
-        perceptual_hash=_difference_hash(grey),
-        thumbnail=grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes(),
+        thumbnail=grey.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes(),
+        colour=_colour(image),
         levels=measure(image) if isinstance(image, Deep) else None,
         span=byte_span(grey),
         upright=image.size,
         orientation=picture.orientation,
         frames=picture.frames,
         windowed=picture.windowed,
+        patient=picture.patient,
     )
 
 
@@ -401,8 +406,9 @@ def _pixel_hash(image: Image.Image | Deep) -> str:
     return digest.hexdigest()[:32]
 
 
-def _difference_hash(grey: Image.Image) -> int:
-    """One bit a neighbouring pair of a 9 x 8 thumbnail: is the right one brighter (dHash)?"""
-    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = (small[:, 1:] > small[:, :-1]).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+def _colour(image: Image.Image | Deep) -> tuple[float, float]:
+    """Means of R - G and B - G over 64 x 64 pixels; NaN for grey images and those of more than 8 bits."""
+    if isinstance(image, Deep) or image.mode != "RGB":
+        return np.nan, np.nan
+    red, green, blue = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.NEAREST)).mean((0, 1)).tolist()
+    return round(red - green, 1), round(blue - green, 1)

@@ -9,7 +9,7 @@ is refused by its name.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,14 @@ class Frame:
         deep: its values, where it does not.
         frames: how many there are.
         windowed: the file has a window or VOI LUT of its own.
+        patient: the file's PatientID, or "".
     """
 
     shown: Image.Image | None
     deep: Deep | None
     frames: int
     windowed: bool
+    patient: str = ""
 
 
 def is_dicom(head: bytes) -> bool:
@@ -77,10 +79,16 @@ def read(data: bytes, *, own_windows: bool, check: Any) -> Frame:
     """
     try:
         import pydicom
-        from pydicom import pixels
     except ImportError:
         raise Refused("DICOM needs the package pydicom") from None
     dataset: Any = pydicom.dcmread(io.BytesIO(data), force=True)
+    frame = _first_frame(dataset, own_windows, check)
+    return replace(frame, patient=str(dataset.get("PatientID") or "").strip())
+
+
+def _first_frame(dataset: Any, own_windows: bool, check: Any) -> Frame:
+    from pydicom import pixels
+
     if not any(name in dataset for name in _PIXELS):
         raise Refused("DICOM file without an image")
     check(int(dataset.Columns), int(dataset.Rows))

@@ -1,82 +1,122 @@
-"""Images that are in the set more than once: identical pixels, and pictures that look alike."""
+"""Images that are in the set more than once: with identical pixels, or as altered copies."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import product
+from typing import Literal
 
 import numpy as np
 
-MIN_CORRELATION = 0.99  # between grey thumbnails
-MAX_DISTANCE = 10  # of 64 bits, between difference hashes
-LISTED = 1000  # near-duplicates named in the report
-BLOCK = 2048  # images a side of one matrix product
+from shards import alike
+from shards.annotate import Entry
+from shards.sources import SPLITS, Sample
+
+Kind = Literal["identical", "near"]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two samples of different splits that look alike; ``distance`` in bits of 64."""
+class Copies:
+    """Two images that show the same.
 
-    first: int
-    second: int
-    distance: int
+    Attributes:
+        first, second: as they were listed, with the splits that the source gives.
+        kind: "identical" pixels, or "near": an altered copy.
+        correlation: of their detail, 1 for identical pixels.
+        conflict: both are labelled, and differently.
+    """
+
+    first: Sample
+    second: Sample
+    kind: Kind
     correlation: float
+    conflict: bool
 
 
-def identical(pixel_hashes: Sequence[str]) -> list[list[int]]:
+class Linked:
+    """Which of some names belong together (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        """The name that stands for all that this one is linked to."""
+        while self._parent.setdefault(name, name) != name:
+            self._parent[name] = self._parent[self._parent[name]]
+            name = self._parent[name]
+        return name
+
+    def link(self, first: str, second: str) -> None:
+        """Put two names together; the lesser of their roots stands for both."""
+        one, other = sorted((self.root(first), self.root(second)))
+        self._parent[other] = one
+
+
+def given_split(sample: Sample) -> str:
+    """The split the source gives; samples without one are divided together with train, as one split."""
+    return sample.split or "train"
+
+
+def identical(entries: Sequence[Entry]) -> list[list[int]]:
     """Positions of samples with identical pixels, a list for each picture that is there more than once."""
     places: dict[str, list[int]] = defaultdict(list)
-    for position, value in enumerate(pixel_hashes):
-        places[value].append(position)
+    for position, entry in enumerate(entries):
+        places[entry.seen.pixel_hash].append(position)
     return [positions for positions in places.values() if len(positions) > 1]
 
 
-def near(
-    hashes: Sequence[int], thumbnails: np.ndarray, splits: Sequence[str], pixel_hashes: Sequence[str]
-) -> tuple[list[Pair], int]:
-    """Pictures in different splits that look alike but are not identical.
+def find(entries: Sequence[Entry]) -> list[Copies]:
+    """Every image that shows what another shows.
 
-    Two pictures are near if their grey thumbnails correlate by at least 0.99 and their 64-bit difference
-    hashes differ in at most 10 bits. That finds copies that were compressed, scaled or brightened a
-    little. The hash alone would not do: in sets of one kind, such as chest X-rays, a third of all pairs
-    are within 10 bits.
+    Of identical pixels, each image is paired with the first of them. Of altered copies, one image of each
+    picture and given split is paired with those of the other picture.
+    """
+    pairs = [
+        _copies(entries[positions[0]], entries[other], "identical", 1.0)
+        for positions in identical(entries)
+        for other in positions[1:]
+    ]
+    return pairs + list(_near(entries))
+
+
+def _near(entries: Sequence[Entry]) -> Iterator[Copies]:
+    pictures: dict[str, dict[str, Entry]] = {}  # pixels → split → its first image
+    for entry in entries:
+        pictures.setdefault(entry.seen.pixel_hash, {}).setdefault(given_split(entry.sample), entry)
+    seen = [next(iter(splits.values())).seen for splits in pictures.values()]
+    thumbnails = np.frombuffer(b"".join(one.thumbnail for one in seen), np.uint8)
+    found = alike.find(
+        thumbnails.reshape(-1, alike.SIDE, alike.SIDE),
+        sides=np.array([min(one.upright) for one in seen]),
+        colours=np.array([one.colour for one in seen]),
+    )
+    of = [list(splits.values()) for splits in pictures.values()]
+    for pair in found:
+        for first, second in product(of[pair.first], of[pair.second]):
+            yield _copies(first, second, "near", pair.correlation)
+
+
+def _copies(first: Entry, second: Entry, kind: Kind, correlation: float) -> Copies:
+    """A pair; the annotations of altered copies (masks, boxes) are altered too, and do not conflict."""
+    known = first.sample.labelled and second.sample.labelled
+    conflict = known and first.sample.labels != second.sample.labels
+    if first.measured and second.measured:
+        conflict = known and kind == "identical" and first.measured.content != second.measured.content
+    return Copies(first.sample, second.sample, kind, correlation, conflict)
+
+
+def dropped(pairs: Iterable[Copies], *, unlabelled: bool) -> set[str]:
+    """Paths to leave out, so that no picture is in two given splits: train's, then validation's.
 
     Args:
-        hashes: (N,) difference hashes.
-        thumbnails: (N, P) uint8 grey thumbnails.
-        splits: (N,) names.
-        pixel_hashes: (N,) of the pixels.
-
-    Returns:
-        The pairs, most alike first, at most 1000; and how many there are in all.
+        pairs: in two given splits or not.
+        unlabelled: leave out unlabelled images only.
     """
-    bits = np.unpackbits(np.array(hashes, ">u8").view(np.uint8).reshape(-1, 8), axis=1)
-    grey = thumbnails.astype(np.float32)
-    grey -= grey.mean(1, keepdims=True)
-    grey /= np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-6)
-    names, pixels = np.array(splits), np.array(pixel_hashes)
-    pairs: list[Pair] = []
-    total = 0
-    for rows, columns in _blocks(names):
-        product = grey[rows] @ grey[columns].T
-        a, b = np.nonzero(product >= MIN_CORRELATION)
-        alike, a, b = product[a, b], rows[a], columns[b]
-        distance = (bits[a] != bits[b]).sum(1)
-        keep = np.flatnonzero((distance <= MAX_DISTANCE) & (pixels[a] != pixels[b]))
-        total += len(keep)
-        best = keep[np.argsort(-alike[keep], kind="stable")][:LISTED]
-        found = zip(a[best], b[best], distance[best], alike[best])
-        pairs += [Pair(int(i), int(j), int(d), round(float(c), 4)) for i, j, d, c in found]
-        pairs = sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second))[:LISTED]
-    return pairs, total
-
-
-def _blocks(splits: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (rows, columns) of blocks that cover every pair of samples in different splits once."""
-    places = [np.flatnonzero(splits == name) for name in sorted(set(splits.tolist()))]
-    for left, right in combinations(places, 2):
-        for start in range(0, len(left), BLOCK):
-            for begin in range(0, len(right), BLOCK):
-                yield left[start : start + BLOCK], right[begin : begin + BLOCK]
+    paths = set()
+    for pair in pairs:
+        less, more = sorted((pair.first, pair.second), key=lambda sample: SPLITS.index(given_split(sample)))
+        if given_split(less) != given_split(more) and not (unlabelled and less.labelled):
+            paths.add(less.path)
+    return paths

@@ -24,8 +24,9 @@ from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Task
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX, SAMPLES, REJECTED, REPORT = "index.json", "samples.csv", "rejected.csv", "data_report.json"
+COPIES = "duplicates.csv"
 OPEN_FILES = 128  # shards kept open a process
 COLUMNS = {
     "key": str,

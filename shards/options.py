@@ -25,6 +25,10 @@ class ShardOptions:
         resize: longest allowed short side in pixels; larger images are scaled down.
         duplicates: what identical pixels in two splits are: an "error"; or "drop" all but those of test, else
             of val; or "keep" them.
+        near_duplicates: what altered copies are (mirrored, turned, cropped a little, scaled, recompressed):
+            "group" keeps them in one split where the writer makes the split, as if of one group; "drop" also
+            leaves out the copies of two given splits but those of test, else of val; "warn" only tells of
+            them. Unlabelled copies of images of a given val or test split are left out by "group" too.
         max_rejected: share of unreadable images above which nothing is written.
         shard_samples: most samples a tar.
         unlabelled: folders of images without labels for pretraining; relative ones are below the source's
@@ -43,6 +47,7 @@ class ShardOptions:
     seed: int = 0
     resize: int | None = None
     duplicates: Literal["error", "drop", "keep"] = "error"
+    near_duplicates: Literal["group", "drop", "warn"] = "group"
     max_rejected: float = 0.05
     shard_samples: int = 1000
     unlabelled: Sequence[str | Path] = ()
@@ -59,6 +64,8 @@ class ShardOptions:
             raise InputError("every share in splits must be above 0")
         if self.duplicates not in ("error", "drop", "keep"):
             raise InputError(f"duplicates is '{self.duplicates}' (expected error, drop or keep)")
+        if self.near_duplicates not in ("group", "drop", "warn"):
+            raise InputError(f"near_duplicates is '{self.near_duplicates}' (expected group, drop or warn)")
         if not 0 <= self.max_rejected <= 1:
             raise InputError(f"max_rejected is {self.max_rejected} (expected 0 to 1)")
         for name, value in (("resize", self.resize), ("processes", self.processes)):

@@ -9,25 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from shards import codec, duplicates, intensity
+from shards import alike, codec, intensity
 from shards.annotate import Measured
+from shards.duplicates import Copies, Linked
 from shards.errors import listed
 from shards.intensity import Kind, Window
 from shards.names import nearly_equal
-from shards.sources import ANNOTATIONS, SPLITS, Listing, Sample
+from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Listing, Sample
 
 EXAMPLES = 50  # duplicates named a kind
+COPIES_COLUMNS = (
+    *("picture", "kind", "correlation", "path_1", "split_1", "labels_1", "path_2", "split_2", "labels_2"),
+    *("two_splits", "label_conflict"),
+)
+LARGE = 0.1  # share of the images that are unlikely to show one picture
 BOX_COUNTS = ("crowd", "outlined", "clipped", "dropped")  # of annotate.Measured
 
 
 @dataclass
 class Duplicates:
-    """Paths with identical pixels, a list a picture; and the paths dropped for it."""
+    """The copies found: every pair; paths with identical pixels, a list a picture; and the paths dropped.
 
+    ``dropped`` for identical pixels in another split, ``near_dropped`` for altered copies there.
+    """
+
+    pairs: list[Copies] = field(default_factory=list)
     within: list[list[str]] = field(default_factory=list)
     across: list[list[str]] = field(default_factory=list)
     conflicting: list[list[str]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    near_dropped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def counts(classes: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
 
 def make(facts: Facts) -> dict[str, Any]:
     """The content of ``data_report.json``."""
-    near = _near_duplicates(facts)
+    near = _near_duplicates(facts, copies_table(facts))
     table = counts(facts.listing.classes, facts.samples)
     annotations = {"annotations": _annotations(facts)} if facts.listing.task in ANNOTATIONS else {}
     return {
@@ -107,27 +118,53 @@ def _annotations(facts: Facts) -> dict[str, Any]:
     return {"boxes": of_class, **sums}
 
 
-def _near_duplicates(facts: Facts) -> dict[str, Any]:
-    thumbnails = np.frombuffer(b"".join(one.thumbnail for one in facts.seen), np.uint8)
-    pairs, total = duplicates.near(
-        [one.perceptual_hash for one in facts.seen],
-        thumbnails.reshape(len(facts.seen), -1),
-        [sample.split for sample in facts.samples],
-        [one.pixel_hash for one in facts.seen],
-    )
-    return {
-        "max_distance": duplicates.MAX_DISTANCE,
-        "min_correlation": duplicates.MIN_CORRELATION,
-        "pairs": total,
-        "listed": [
+def copies_table(facts: Facts) -> list[dict[str, Any]]:
+    """The rows of ``duplicates.csv``: two images that show the same, those of one picture together.
+
+    A split is that of the dataset, or "dropped".
+    """
+    splits = {sample.path: sample.split for sample in facts.samples}
+    linked = Linked()
+    for pair in facts.duplicates.pairs:
+        linked.link(pair.first.path, pair.second.path)
+    numbers: dict[str, int] = {}
+    rows = []
+    for pair in facts.duplicates.pairs:
+        here, there = (splits.get(sample.path, "dropped") for sample in (pair.first, pair.second))
+        rows.append(
             {
-                "paths": [facts.samples[pair.first].path, facts.samples[pair.second].path],
-                "splits": [facts.samples[pair.first].split, facts.samples[pair.second].split],
-                "distance": pair.distance,
+                "picture": numbers.setdefault(linked.root(pair.first.path), len(numbers)),
+                "kind": pair.kind,
                 "correlation": pair.correlation,
+                **{"path_1": pair.first.path, "split_1": here, "labels_1": SEPARATOR.join(pair.first.labels)},
+                **{
+                    "path_2": pair.second.path,
+                    "split_2": there,
+                    "labels_2": SEPARATOR.join(pair.second.labels),
+                },
+                "two_splits": int("dropped" not in (here, there) and here != there),
+                "label_conflict": int(pair.conflict),
             }
-            for pair in pairs
-        ],
+        )
+    return sorted(rows, key=lambda row: row["picture"])
+
+
+def _near_duplicates(facts: Facts, table: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [row for row in table if row["kind"] == "near"]
+    linked = Linked()
+    for row in rows:
+        linked.link(row["path_1"], row["path_2"])
+    sizes = Counter(linked.root(path) for path in {row[key] for row in rows for key in ("path_1", "path_2")})
+    apart = [row for row in rows if row["two_splits"]]
+    return {
+        "min_correlation": alike.MIN_DETAIL,
+        "pairs": len(rows),
+        "images": sum(sizes.values()),
+        "most_of_one_picture": max(sizes.values(), default=0),
+        "across_splits": len(apart),
+        "with_different_labels": sum(row["label_conflict"] for row in rows),
+        "dropped": len(facts.duplicates.near_dropped),
+        "examples": [*apart, *(row for row in rows if not row["two_splits"])][:EXAMPLES],
     }
 
 
@@ -237,12 +274,37 @@ def _warnings(facts: Facts, table: dict[str, Any], near: dict[str, Any]) -> list
     if copies.dropped:
         lines.append(f"{len(copies.dropped)} images with identical pixels in another split are dropped")
     elif copies.across:
-        lines.append(f"{len(copies.across)} images are in two splits with identical pixels")
+        lines.append(f"{len(copies.across)} images are in two splits with identical pixels (duplicates.csv)")
     if copies.conflicting:
-        lines.append(f"{len(copies.conflicting)} images are there twice with different labels")
-    if near["pairs"]:
         lines.append(
-            f"{near['pairs']} pairs of images in different splits look nearly alike (data_report.json)"
+            f"{len(copies.conflicting)} images are there twice with different labels (duplicates.csv)"
+        )
+    if near["pairs"]:
+        lines += _near_lines(facts, near)
+    return lines
+
+
+def _near_lines(facts: Facts, near: dict[str, Any]) -> list[str]:
+    what = "altered copies of one another (mirrored, turned, cropped, scaled or recompressed; duplicates.csv)"
+    lines = [f"{near['images']} images are {what}"]
+    if near["across_splits"]:
+        lines.append(
+            f"{near['across_splits']} pairs of altered copies are in two splits: scores promise too much"
+            " (duplicates.csv has them; near_duplicates: drop leaves out those of train)"
+        )
+    if near["with_different_labels"]:
+        lines.append(
+            f"{near['with_different_labels']} pairs of altered copies have different labels (duplicates.csv)"
+        )
+    if near["dropped"]:
+        first = facts.duplicates.near_dropped[0]
+        lines.append(
+            f"{near['dropped']} images are left out as altered copies of val or test images, such as {first}"
+        )
+    if near["most_of_one_picture"] > LARGE * len(facts.samples):
+        lines.append(
+            f"{near['most_of_one_picture']} images are linked as copies of one another and stay in one split:"
+            " if they are not, near_duplicates: warn divides them"
         )
     return lines
 

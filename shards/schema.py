@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Split = Literal["train", "val", "test"]
-Table = Literal["samples.csv", "rejected.csv", "data_report.json"]
+Table = Literal["samples.csv", "rejected.csv", "duplicates.csv", "data_report.json"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Corner = Annotated[float, Field(ge=0, le=FARTHEST)]

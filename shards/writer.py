@@ -14,10 +14,20 @@ from shards import codec, gather, intensity, parallel, report
 from shards.annotate import Entry, settle
 from shards.assemble import assemble
 from shards.gather import Progress
-from shards.index import FORMAT_VERSION, INDEX, REJECTED, REPORT, SAMPLES, Index, columns_of, dump_json
+from shards.index import (
+    COPIES,
+    FORMAT_VERSION,
+    INDEX,
+    REJECTED,
+    REPORT,
+    SAMPLES,
+    Index,
+    columns_of,
+    dump_json,
+)
 from shards.options import ShardOptions
 from shards.publish import partial_folder, publish
-from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Sample, Source, Task
+from shards.sources import ANNOTATIONS, SEPARATOR, SPLITS, Sample, Source
 from shards.tars import Member, Shard, write_shard
 
 
@@ -28,7 +38,7 @@ def write(
     *,
     progress: Progress | None = None,
 ) -> Index:
-    """Write a dataset: tars, ``samples.csv``, ``index.json``, ``rejected.csv``, ``data_report.json``.
+    """Write a dataset: tars, ``index.json``, ``data_report.json`` and three tables.
 
     The same input gives the same bytes, whatever the number of processes. Everything is written to a
     hidden folder beside ``folder`` and moved at the end, ``index.json`` last; a dataset that was there is
@@ -62,7 +72,6 @@ def write(
         windows = intensity.windows(levels, options.intensity) | dict(options.windows or {})
         rules = replace(options.rules, windows=windows)
         written = _write_shards(entries, partial, options, rules, pool, progress)
-        _write_tables(partial, listing.task, entries, written, rejected)
         facts = report.Facts(
             listing=replace(listing, notes=listing.notes + assembled.notes),
             samples=[entry.sample for entry in entries],
@@ -73,6 +82,7 @@ def write(
             duplicates=assembled.found,
             windows=windows,
         )
+        _write_tables(partial, entries, written, facts)
         (partial / REPORT).write_bytes(dump_json(report.make(facts)))
         meta = _meta(facts, samples, written, partial, options)
         (partial / INDEX).write_bytes(dump_json(meta))
@@ -116,9 +126,8 @@ def _write_job(path: Path, members: list[Member], rules: codec.Rules) -> Shard:
     return write_shard(path, members, rules=rules)
 
 
-def _write_tables(
-    partial: Path, task: Task, entries: list[Entry], written: list[Shard], rejected: list[tuple[str, str]]
-) -> None:
+def _write_tables(partial: Path, entries: list[Entry], written: list[Shard], facts: report.Facts) -> None:
+    task = facts.listing.task
     places = [(shard.name, *place) for shard in written for place in shard.places]
     annotations = [place if task in ANNOTATIONS else () for shard in written for place in shard.annotations]
     with open(partial / SAMPLES, "w", newline="", encoding="utf-8") as file:
@@ -136,7 +145,12 @@ def _write_tables(
     with open(partial / REJECTED, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["path", "reason"])
-        rows.writerows(rejected)
+        rows.writerows(facts.rejected)
+    copies = report.copies_table(facts)
+    with open(partial / COPIES, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, report.COPIES_COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(copies)
 
 
 def _meta(
@@ -153,7 +167,7 @@ def _meta(
         }
         for shard in written
     ]
-    tables = (SAMPLES, REJECTED, REPORT)
+    tables = (SAMPLES, REJECTED, COPIES, REPORT)
     known = [one for one in facts.measured if one]
     outlined = all(one.outlined == sum(one.counts.values()) for one in known)
     decided = asdict(options)

@@ -51,6 +51,7 @@ def options_of(dataset: Dataset, *, processes: int = 1) -> shards.ShardOptions:
         seed=dataset.seed,
         resize=dataset.resize,
         duplicates=dataset.duplicates,
+        near_duplicates=dataset.near_duplicates,
         max_rejected=dataset.max_rejected,
         exclude=dataset.exclude,
         intensity=None if dataset.intensity is None else (dataset.intensity.black, dataset.intensity.white),

@@ -154,6 +154,7 @@ DATASET: dict[str, tuple[Any, list[str]]] = {
     "seed": (3, []),
     "resize": (64, []),
     "duplicates": ("drop", []),
+    "near_duplicates": ("warn", []),
     "exclude": (["*_mask.png"], []),
     "intensity": ({"black": 0, "white": 4095}, []),
     "max_rejected": (0.5, []),

@@ -76,10 +76,8 @@ def test_hashes_are_those_of_the_whole_image(mode, strip, monkeypatch):
     seen = codec.inspect(saved(image, "PNG"), rules=Rules())
     assert seen.pixel_hash == hashlib.sha256(b"20x12:" + pixels).hexdigest()[:32]
     if mode != "I;16":
-        small = image.convert("L").resize((9, 8), Image.Resampling.BOX)
-        bits = [small.getpixel((x + 1, y)) > small.getpixel((x, y)) for y in range(8) for x in range(8)]
-        assert seen.perceptual_hash == int("".join(str(int(bit)) for bit in bits), 2)
-        assert seen.thumbnail == image.convert("L").resize((16, 16), Image.Resampling.BOX).tobytes()
+        small = image.convert("L").resize((64, 64), Image.Resampling.BOX)
+        assert seen.thumbnail == small.tobytes()
 
 
 def test_inspecting_takes_no_second_copy_of_the_pixels():
@@ -209,17 +207,6 @@ def test_decompression_bomb_is_unreadable(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow only warns up to twice that
     with pytest.raises(codec.Unreadable, match="decompression bomb"):
         codec.load(saved(Image.fromarray(picture()), "PNG"))
-
-
-def test_perceptual_hash_survives_compression_and_scaling():
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).resize(
-        (96, 96), Image.Resampling.BICUBIC
-    )
-    here = codec.inspect(saved(image, "PNG"), rules=Rules())
-    again = codec.inspect(saved(image.resize((64, 64)), "JPEG", quality=60), rules=Rules())
-    assert (here.perceptual_hash ^ again.perceptual_hash).bit_count() <= 4
-    assert here.pixel_hash != again.pixel_hash
 
 
 def dicom(pixels: np.ndarray, **tags: object) -> bytes:

@@ -174,7 +174,7 @@ def test_other_format_version_is_refused(digits, tmp_path):
     meta = json.loads((folder / "index.json").read_text())
     meta["format_version"] = 99
     (folder / "index.json").write_text(json.dumps(meta))
-    with pytest.raises(InputError, match="copy has format version 99, expected 2"):
+    with pytest.raises(InputError, match="copy has format version 99, expected 3"):
         Index.open(folder)
 
 

@@ -31,7 +31,9 @@ def test_sound_dataset_has_no_problems(dataset, capsys):
     assert "is sound" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["train-000001.tar", "samples.csv", "rejected.csv", "data_report.json"])
+@pytest.mark.parametrize(
+    "name", ["train-000001.tar", "samples.csv", "rejected.csv", "duplicates.csv", "data_report.json"]
+)
 def test_one_changed_byte_is_found(dataset, name):
     content = bytearray((dataset / name).read_bytes())
     content[len(content) // 2] ^= 1

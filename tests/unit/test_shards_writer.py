@@ -218,17 +218,6 @@ def test_same_pixels_with_two_labels_are_reported(tmp_path):
     assert any("different labels" in line for line in index.warnings)
 
 
-def test_near_duplicates_across_splits_are_listed_and_counted(tmp_path):
-    root = with_splits(tmp_path / "in")
-    smooth = noise(5, 6).resize((90, 90), Image.Resampling.BICUBIC)
-    put(root / "train" / "a" / "near.png", smooth)
-    put(root / "test" / "a" / "near.jpg", smooth.resize((70, 70)).point(lambda value: int(value * 0.9)))
-    index = write(FolderSource(root), tmp_path / "out")
-    near = index.report["near_duplicates"]
-    assert near["pairs"] == 1 and set(near["listed"][0]["paths"]) == {"train/a/near.png", "test/a/near.jpg"}
-    assert any(line.startswith("1 pairs") for line in index.warnings)
-
-
 def test_unlabelled_folders_are_train_without_labels(tmp_path):
     root = classes(tmp_path / "in")
     for number in range(5):
@@ -414,6 +403,7 @@ def test_progress_ends_at_the_total(tmp_path):
         ({"splits": {"train": 0.5, "val": 0.1, "test": 0.1}}, "add up to 1"),
         ({"splits": {"train": 0.8, "val": 0, "test": 0.2}}, "above 0"),
         ({"duplicates": "ignore"}, "expected error, drop or keep"),
+        ({"near_duplicates": "keep"}, "expected group, drop or warn"),
         ({"max_rejected": 2}, "max_rejected is 2"),
         ({"shard_samples": 0}, "shard_samples is 0"),
         ({"resize": 0}, "resize is 0"),
