@@ -292,7 +292,7 @@ class FinetuneSettings(Strict):
     lr: float = Field(3e-4, gt=0)
     lr_min: float = Field(1e-6, ge=0)
     weight_decay: float = Field(0, ge=0)
-    patience: int | None = Field(None, ge=1)  # epochs without a better validation score
+    patience: int | None = Field(None, ge=1)  # epochs with a worse validation score than the best
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: float = Field(2, ge=0)
     class_weights: Literal["balanced", "none"] = "balanced"  # balanced: rare classes weigh more

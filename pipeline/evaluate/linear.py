@@ -35,9 +35,6 @@ FOLDS = 5  # of the cross-validation
 ENOUGH = 200  # validation images, above which they choose alone
 # strongest first: the start of each fit is the solution of the one before, and a tie goes to the stronger
 WEIGHT_DECAYS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-PATIENCE = (
-    2  # weaker decays are left out after so many without a better score: they fit, slowly, what is noise
-)
 COMPARED = (
     1e-4  # tolerance of the solutions that validation compares, scikit-learn's; the best one is solved on
 )
@@ -187,10 +184,11 @@ def _cross_validated(
     """The weight decay with the best score of all images, each predicted by a fit without its fold.
 
     Args:
-        features: (N, D), standardised, of labelled train and validation images.
+        features: (N, D), standardised, of the labelled train images and then the validation images.
         targets: of them.
     """
-    folds = folds_of(targets.cpu().numpy())
+    rows = np.concatenate([problem.train.rows, problem.val.rows])
+    folds = folds_of(targets.cpu().numpy(), problem.index.samples["group"].to_numpy()[rows])
     found = np.zeros((len(WEIGHT_DECAYS), len(targets), problem.num_classes), np.float32)
     for fold in range(int(folds.max()) + 1):
         inside = torch.from_numpy(folds != fold).to(features.device)
@@ -220,26 +218,38 @@ def _cross_validated(
     return WEIGHT_DECAYS[int(np.argmax(scores))], log
 
 
-def folds_of(targets: np.ndarray) -> np.ndarray:
-    """A fold for each image, int64 (N,): classes are spread over the folds as evenly as can be.
+def folds_of(targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """A fold for each image, int64 (N,): whole groups, and classes spread over the folds as evenly as can be.
 
-    A function of the targets alone: tasks of the same images, whatever their seed and protocol, then have the
-    same fit, and one that is remembered is the one that they would find.
+    A function of the images alone: tasks of the same images, whatever their seed and protocol, then have the
+    same fit, and one that is remembered is the one that they would find. The largest groups go first, each to
+    the fold that still has least of its classes.
 
     Args:
-        targets: int (N,), or 0 and 1 (N, K): then images are spread by their rarest label.
+        targets: int (N,), or 0 and 1 (N, K).
+        groups: str (N,), "" for an image that is a group of its own. Where all are of one group, each image
+            counts as its own.
     """
-    if targets.ndim == 2:
-        rarest = np.argsort(targets.sum(axis=0), kind="stable")
-        columns = targets[:, rarest] > 0.5
-        strata = np.where(columns.any(axis=1), rarest[columns.argmax(axis=1)], -1)
-    else:
-        strata = targets
-    order = np.random.default_rng(0).permutation(len(targets))
-    order = order[np.argsort(strata[order], kind="stable")]
-    folds = np.empty(len(targets), np.int64)
-    folds[order] = np.arange(len(targets)) % min(FOLDS, len(targets))
-    return folds
+    names = [f"group {group}" if group else str(place) for place, group in enumerate(groups.tolist())]
+    if len(set(names)) == 1:
+        names = [str(place) for place in range(len(names))]
+    unit = np.unique(names, return_inverse=True)[1]
+    known = targets > 0.5 if targets.ndim == 2 else targets[:, None] == np.unique(targets)
+    member = np.column_stack([known, ~known.any(axis=1)]).astype(float)
+    counts = np.zeros((unit.max() + 1, member.shape[1]))
+    np.add.at(counts, unit, member)
+    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    have = np.zeros((min(FOLDS, len(counts)), counts.shape[1]))
+    size = np.zeros(len(have))
+    fold_of = np.empty(len(counts), np.int64)
+    order = np.random.default_rng(0).permutation(len(counts))
+    for one in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
+        after = (have * shares[one]).sum(axis=1)
+        fold = int(np.lexsort((size, np.round(after, 12)))[0])
+        have[fold] += shares[one]
+        size[fold] += counts[one].sum()
+        fold_of[one] = fold
+    return fold_of[unit]
 
 
 def pick_weight_decay(
@@ -252,7 +262,7 @@ def pick_weight_decay(
     tick: Tick,
     tolerance: float = TOLERANCE,
 ) -> tuple[Tensor, float, list[dict[str, Any]]]:
-    """Solve for one weight decay after another, take the one that validation likes best, and solve that on.
+    """Solve for every weight decay, take the one that validation likes best, and solve that on.
 
     What is compared is solved up to a tolerance of :data:`COMPARED`, for which products in float32 do.
 
@@ -276,7 +286,6 @@ def pick_weight_decay(
     best: tuple[Tensor, float] | None = None
     best_score = float("-inf")
     solution: Tensor | None = None
-    worse = 0
     log: list[dict[str, Any]] = []
     for tried, decay in enumerate(WEIGHT_DECAYS):
         solution = fit(
@@ -288,9 +297,7 @@ def pick_weight_decay(
         metrics, found = score(solution)
         log.append({"weight_decay": decay, "val": metrics})
         if found > best_score:
-            best, best_score, worse = (solution, decay), found, 0
-        elif found < best_score and (worse := worse + 1) == PATIENCE:  # what scores alike says nothing yet
-            break
+            best, best_score = (solution, decay), found
         tick(tried + 1, len(WEIGHT_DECAYS), "weight decay")
     assert best is not None  # a score is a number: validation sees to it
     compared, decay = best

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluate.features import maps_of
+from pipeline.evaluate.features import every_train_image, maps_of
 from pipeline.evaluate.images import images_of
 from pipeline.evaluate.linear import pick_weight_decay
 from pipeline.evaluate.losses import class_weights
@@ -41,9 +41,10 @@ def run(problem: Problem) -> Prediction:
 def _run(problem: Problem) -> Prediction:
     settings, device = problem.settings, problem.device
     size = load_exported(problem.backbone, num_classes=0, image_size=settings.image_size).image_size
+    every = _sampled_features(problem).to(device)
     raw, targets = _sampled_pixels(problem, size)
     raw, targets = raw.to(device), targets.to(device)
-    standardise = SampleSpan(raw)
+    standardise = SampleSpan(raw, every)
 
     def counted(split: Split, solution: Tensor) -> np.ndarray:
         return confusions(problem, split, _logits(problem, split, standardise, solution), image_size=size)
@@ -70,6 +71,18 @@ def _logits(problem: Problem, split: Split, standardise: SampleSpan, solution: T
     weight, bias = (x.float() for x in standardise.unscaled(solution))
     for maps in maps_of(problem, split):
         yield torch.einsum("bchw,ck->bkhw", maps.to(problem.device), weight) + bias[:, None, None]
+
+
+def _sampled_features(problem: Problem) -> Tensor:
+    """Features float32 (P, C) of every train image, labelled or not, at places spread evenly over its map."""
+    every = every_train_image(problem)
+    taken: list[Tensor] = []
+    for maps in maps_of(problem, every):
+        places = maps[0, 0].numel()
+        each = max(1, min(PER_IMAGE, places, NUMBERS // maps.shape[1] // len(every)))
+        chosen = torch.linspace(0, places - 1, each).round().long()
+        taken.append(maps.flatten(2)[:, :, chosen].movedim(1, 2).flatten(0, 1))
+    return torch.cat(taken)
 
 
 def _sampled_pixels(problem: Problem, size: int) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ def train(
     optimizer = make_optimizer(net, settings, fused=device.type == "cuda")
     schedule = make_schedule(optimizer, steps=steps, warmup=int(warmup * steps), lr_min=settings.lr_min)
 
-    step, seen, best_epoch, best_score = 0, 0, 0, float("-inf")
+    step, seen, worse, best_epoch, best_score = 0, 0, 0, 0, float("-inf")
     best: dict[str, Tensor] = {}
     best_val: Found
     log: list[dict[str, Any]] = []
@@ -119,9 +119,9 @@ def train(
             }
         )
         if score > best_score:
-            best_epoch, best_score, best_val = epoch + 1, score, val
+            best_epoch, best_score, best_val, worse = epoch + 1, score, val, 0
             best = {name: value.detach().clone() for name, value in net.state_dict().items()}
-        elif settings.patience and epoch + 1 - best_epoch >= settings.patience:
+        elif score < best_score and (worse := worse + 1) == settings.patience:  # what ties says nothing yet
             break
     net.load_state_dict(best)
     return Trained(best_val, best_epoch, log, seen)

@@ -66,6 +66,7 @@ def run(work: Work) -> Outcome:
         costs = {arch: cost(net) for arch, net in method.exported().items()}
         steps = method_info(spec.method).steps
         probe = _probe(index, images, spec, world)
+        probe.begin({arch: net.to(world.device) for arch, net in nets.items()})
         if steps == "none":
             method.to(world.device).eval()
             exported = method.exported()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.data.images import ImageSet
 from pipeline.methods.base import Method
-from pipeline.nets.backbone import Net
+from pipeline.nets.backbone import Net, evaluating
 from pipeline.train.health import describe
 from pipeline.train.syncbn import batch_statistics
 
@@ -46,6 +46,8 @@ class Probe:
         images, positions: training images for the health numbers.
         autocast: the training's precision.
         score: k-NN accuracy from features and targets.
+        initial_rank: effective rank of each net's features before the first step, by architecture; see
+            :meth:`begin`.
         train, val: what the k-NN classifier votes with and is judged on; None: it is left out.
     """
 
@@ -55,6 +57,15 @@ class Probe:
     score: Score
     train: Labelled | None = None
     val: Labelled | None = None
+    initial_rank: dict[str, float] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def begin(self, nets: Mapping[str, Net]) -> None:
+        """Look at nets that have their initial weights, on the device."""
+        for arch, net in nets.items():
+            with evaluating(net):
+                features = self._features(net, self.images, self.positions)
+            self.initial_rank[arch] = describe(features)["effective_rank"]
 
     @torch.no_grad()
     def __call__(self, method: Method, nets: dict[str, Net]) -> dict[str, dict[str, Any]]:
@@ -71,6 +82,7 @@ class Probe:
         health: dict[str, dict[str, float]] = {}
         for arch, net in nets.items():
             health[arch] = describe(self._features(net, self.images, self.positions))
+            health[arch]["initial_effective_rank"] = self.initial_rank[arch]
             vectors = torch.cat(embeddings[arch])
             health[arch] |= {f"embedding_{name}": value for name, value in describe(vectors).items()}
         lines: dict[str, dict[str, Any]] = {"health": health}

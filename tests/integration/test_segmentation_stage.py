@@ -186,7 +186,7 @@ def test_the_linear_probe_leaves_the_backbone_as_it_is(store: Path, tmp_path: Pa
         assert not any(one.requires_grad for one in maps)
     used = next(iter(features._recent_maps.values()))[0]  # of the training images, in the split's order
     index = shards.Index.open(store / "squares")
-    rows = index.rows("train", labelled=True)
+    rows = index.rows("train")
     seen = images.ImageSet(index, rows, image_size=SIZE).batch(np.arange(len(rows)))
     with torch.no_grad():
         maps = net.feature_map((seen.float() / 255).contiguous(memory_format=torch.channels_last))
@@ -253,6 +253,34 @@ def test_the_test_split_is_predicted_once(
     test = shards.Index.open(store / "squares").rows("test", labelled=True)
     touched = [np.array_equal(split.rows, test) for split in asked]
     assert touched == [False] * (len(touched) - 1) + [True]
+
+
+def test_features_are_standardised_by_every_train_image(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labelled or not: with one labelled image, its few pixels would say little of the others."""
+    seen = []
+    span = seg_linear.SampleSpan
+    monkeypatch.setattr(
+        seg_linear, "SampleSpan", lambda features, every: seen.append(every) or span(features, every)
+    )
+    for name, fraction in (("all", 1.0), ("one", 0.05)):
+        forget()
+        run(store, tmp_path / name, data="squares", fraction=fraction)
+    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
+    assert len(seen[0]) >= COUNTS["train"]
+
+
+def test_maps_of_some_images_are_those_of_all(store: Path, tmp_path: Path) -> None:
+    """What is remembered of every train image serves for the labelled ones, in the same bits."""
+    given = work(store, tmp_path, data="squares", fraction=0.3)
+    problem = finetune.make_problem(given, FinetuneSpec.model_validate(given.task.spec))
+    alone = torch.cat(list(features.maps_of(problem, problem.train)))
+    forget()
+    whole = list(features.maps_of(problem, features.every_train_image(problem)))
+    after = torch.cat(list(features.maps_of(problem, problem.train)))
+    assert len(features._recent_maps) == 1 and len(torch.cat(whole)) > len(alone)
+    torch.testing.assert_close(after, alone, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -83,10 +83,29 @@ def test_health_tells_constant_line_and_sphere_apart():
     assert abs(found["cosine"]) < 0.02 and found["spread"] > 0.98
     assert describe(constant)["cosine"] > 0.999 and describe(constant)["spread"] < 0.001
     assert describe(line)["effective_rank"] == pytest.approx(1, abs=0.01)
-    verdicts = [
-        is_collapsed({f"embedding_{k}": v for k, v in describe(z).items()}) for z in (sphere, constant, line)
+    assert [collapsed(sphere, embedding=z) for z in (sphere, constant, line)] == [False, True, True]
+
+
+def collapsed(features: torch.Tensor, *, embedding: torch.Tensor, initial_rank: float = 15) -> bool:
+    health = describe(features) | {"initial_effective_rank": initial_rank}
+    return is_collapsed(health | {f"embedding_{name}": value for name, value in describe(embedding).items()})
+
+
+def test_health_judges_the_exported_features_beside_the_embedding():
+    """Features that lost their directions, or are alike but for rounding, pass no more beside an embedding
+    that is well; a large constant part, as a good ViT may have, still does."""
+    rng = torch.Generator().manual_seed(0)
+    sphere = torch.randn(400, 64, generator=rng)
+    plane = torch.randn(400, 3, generator=rng) @ torch.randn(3, 64, generator=rng)
+    rounding = torch.ones(400, 64) + 1e-6 * torch.randn(400, 64, generator=rng)
+    offset = 100 + sphere
+    assert describe(offset)["cosine"] > 0.999
+    found = [
+        collapsed(z, embedding=sphere, initial_rank=describe(sphere)["effective_rank"])
+        for z in (sphere, offset, plane, rounding)
     ]
-    assert verdicts == [False, True, True]
+    assert found == [False, False, True, True]
+    assert not collapsed(plane, embedding=sphere, initial_rank=5)  # the net never had more
 
 
 def test_health_numbers_are_those_of_their_definitions():
