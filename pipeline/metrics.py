@@ -53,6 +53,8 @@ class PretrainMetrics(_Warned, total=False):
 
 class FinetuneMetrics(_Warned, total=False):
     num_labels: int
+    num_groups: int | None
+    fraction_drawn: Number
     num_val: int
     num_test: int
     val: dict[str, Any]

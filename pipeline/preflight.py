@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.evaluate.protocols import PROTOCOLS
@@ -11,6 +12,9 @@ from pipeline.installed import check_torch
 from pipeline.manifest import Task
 from pipeline.specs import FinetuneSpec, PretrainSpec, ShardSpec
 from pipeline.stages import TRAINING_STAGES
+
+if TYPE_CHECKING:
+    from shards.sources import Listing
 
 
 def preflight(pending: Sequence[Task], sharded: Mapping[str, Path] | None = None) -> None:
@@ -23,13 +27,15 @@ def preflight(pending: Sequence[Task], sharded: Mapping[str, Path] | None = None
     Raises:
         UserError, shards.InputError: a missing folder, file or CSV column, an unknown timm name, missing
             weights, a torch and a torchvision that do not fit, objects without outlines for a protocol that
-            needs them, and what :func:`pipeline.buildable.check_buildable` finds.
+            needs them, no groups where label fractions are to draw them, and what
+            :func:`pipeline.buildable.check_buildable` finds.
     """
     trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
     tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
     _check_data(pending, tuned)
     _check_outlines(pending, sharded or {})
     _check_classes(pending, sharded or {})
+    _check_groups(pending, sharded or {})
     if trained or tuned:
         check_torch()
         from pipeline.buildable import check_buildable
@@ -50,6 +56,8 @@ def _check_data(pending: Sequence[Task], tuned: Sequence[FinetuneSpec]) -> None:
         listing = check_source(task, outlined=outlined.get(name))
         if any(spec.dataset == name for spec in tuned):
             _require_classes(name, listing.task, listing.classes)
+        if any(spec.dataset == name and _draws_groups(spec) for spec in tuned):
+            _require_groups(name, listing)
 
 
 def _require_classes(dataset: str, labels: str, classes: Sequence[str]) -> None:
@@ -72,6 +80,34 @@ def _check_classes(pending: Sequence[Task], sharded: Mapping[str, Path]) -> None
                 seen.add(need)
                 meta = read_json(sharded[need] / INDEX)
                 _require_classes(task.spec["dataset"], meta.get("task", ""), meta.get("classes", ()))
+
+
+def _draws_groups(spec: FinetuneSpec) -> bool:
+    return spec.settings.fractions_by == "group" and spec.fraction < 1
+
+
+def _require_groups(dataset: str, listing: Listing) -> None:
+    """Refuse to draw groups where the source gives none, and no file may be DICOM, whose bytes may."""
+    from pipeline.data.fractions import no_groups
+    from shards.codec import DICOM_SUFFIXES, SUFFIXES
+
+    suffixes = {PurePosixPath(sample.path).suffix.lower() for sample in listing.samples}
+    known = all(suffix in SUFFIXES - DICOM_SUFFIXES for suffix in suffixes)
+    if known and not any(sample.group for sample in listing.samples):
+        raise UserError(no_groups(dataset))
+
+
+def _check_groups(pending: Sequence[Task], sharded: Mapping[str, Path]) -> None:
+    """Of data sets that are there."""
+    from pipeline.data.fractions import no_groups
+    from shards.index import INDEX, read_json
+
+    tuned = [task for task in pending if task.stage == "finetune"]
+    drawn = {need: task for task in tuned if _draws_groups(FinetuneSpec(**task.spec)) for need in task.needs}
+    for need in drawn.keys() & sharded.keys():
+        counts = read_json(sharded[need] / INDEX).get("counts", {}).get("train", {})
+        if counts.get("groups") == 0:
+            raise UserError(no_groups(drawn[need].spec["dataset"]))
 
 
 def _check_outlines(pending: Sequence[Task], sharded: Mapping[str, Path]) -> None:

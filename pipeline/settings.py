@@ -78,6 +78,7 @@ FINETUNE: dict[str, frozenset[str] | Literal["execution"]] = {
     "image_size": _ALL,
     "fit": _ALL,
     "precision": _ALL,
+    "fractions_by": _ALL,
     "validation": _ALL,  # which images the validation score of a receipt is of
     "select_by": _ALL - {"knn"},
     "class_weights": _WEIGHTED,
@@ -106,6 +107,8 @@ ONLY_WITH: dict[str, tuple[str, Any]] = {
     "focal_gamma": ("loss", "focal"),
     "lr_min": ("schedule", "cosine"),  # a fine-tuning has no other schedule
 }
+# Fine-tuning settings that say which labels are drawn, and so nothing where all are.
+DRAW: Final = frozenset({"fractions_by", "validation"})
 
 
 def decides_training(setting: str, steps: Steps) -> bool:
@@ -114,10 +117,11 @@ def decides_training(setting: str, steps: Steps) -> bool:
     return least != EXECUTION and _STEPS.index(least) <= _STEPS.index(steps)
 
 
-def decides_finetuning(setting: str, protocol: str) -> bool:
-    """Whether a fine-tuning setting decides the result of a protocol."""
+def decides_finetuning(setting: str, protocol: str, fraction: float) -> bool:
+    """Whether a fine-tuning setting decides the result of a protocol with a share of the labels."""
     protocols = FINETUNE[setting]
-    return protocols != EXECUTION and protocol in protocols
+    drawn = fraction < 1 or setting not in DRAW
+    return protocols != EXECUTION and protocol in protocols and drawn
 
 
 def identity(spec: Strict) -> Json:
@@ -144,7 +148,11 @@ def _pretrain(spec: PretrainSpec) -> Json:
 
 
 def _finetune(spec: FinetuneSpec) -> Json:
-    used = [name for name in FinetuneSettings.model_fields if decides_finetuning(name, spec.protocol)]
+    used = [
+        name
+        for name in FinetuneSettings.model_fields
+        if decides_finetuning(name, spec.protocol, spec.fraction)
+    ]
     return {
         **_names(spec, "dataset", "label", "arch", "protocol", "fraction", "seed"),
         "settings": changed(spec.settings, used),

@@ -296,6 +296,7 @@ class FinetuneSettings(Strict):
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: float = Field(2, ge=0)
     class_weights: Literal["balanced", "none"] = "balanced"  # balanced: rare classes weigh more
+    fractions_by: Literal["image", "group"] = "image"  # a fraction draws images, or whole groups (patients)
     validation: Literal["full", "fraction"] = "fraction"  # of the validation images: as of the train images
     select_by: str = "macro_f1"  # validation metric that picks the epoch
     knn_k: int = Field(20, ge=1)

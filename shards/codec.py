@@ -35,10 +35,10 @@ from shards.dicom import is_dicom
 from shards.intensity import Deep, Kind, Levels, Window, byte_span, measure, show
 from shards.kinds import HEAD, READ, kind_of
 
-SUFFIXES = frozenset(
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+SUFFIXES = DICOM_SUFFIXES | frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".j2k"}
-    | {".dcm", ".dicom", ".ima"}  # what lacks a known suffix is known by its content
-)
+)  # what lacks a known suffix is known by its content
 PLUGINS = (
     *(JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, TiffImagePlugin, GifImagePlugin),
     Jpeg2KImagePlugin,

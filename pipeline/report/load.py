@@ -28,6 +28,7 @@ from pipeline.stages.work import Entry
 from shards import Index
 
 IDENTITY = ["dataset", "method", "backbone", "arch", "protocol", "fraction"]  # a row of summary.csv
+DRAWN = ["num_labels", "num_groups", "fraction_drawn"]  # what a fraction came to
 PLACE = ["dataset", "arch", "protocol", "fraction"]  # where methods are compared, each with its own backbone
 
 
@@ -260,6 +261,7 @@ def _result_row(entry: Entry, spec: FinetuneSpec, by_id: dict[str, Entry]) -> di
     }
     if entry.receipt is not None:
         row |= {name: entry.receipt.metrics[name] for name in ("num_labels", "num_val")}
+        row |= {name: entry.receipt.metrics.get(name) for name in ("num_groups", "fraction_drawn")}
         row |= entry.receipt.metrics["test"]
         row |= {f"val_{name}": value for name, value in entry.receipt.metrics["val"].items()}
     return row
@@ -268,11 +270,12 @@ def _result_row(entry: Entry, spec: FinetuneSpec, by_id: dict[str, Entry]) -> di
 def _ordered(rows: list[dict[str, Any]], metrics: tuple[str, ...], methods: list[str]) -> pd.DataFrame:
     """The rows as a frame whose order depends on the experiment alone."""
     validation = [f"val_{metric}" for metric in metrics]
-    columns = [*IDENTITY, "num_labels", "num_val", "seed", "status", *metrics, *validation, "collapsed"]
+    columns = [*IDENTITY, *DRAWN, "num_val", "seed", "status", *metrics, *validation, "collapsed"]
     columns += ["task_key", "pretrain_key"]
     frame = pd.DataFrame(rows, columns=columns)
-    for count in ("num_labels", "num_val"):
+    for count in ("num_labels", "num_groups", "num_val"):
         frame[count] = frame[count].astype("Int64")
+    frame["fraction_drawn"] = frame["fraction_drawn"].astype("float64")
     frame["collapsed"] = frame["collapsed"].astype("boolean")
     for metric in (*metrics, *validation):
         frame[metric] = frame[metric].astype("float64")

@@ -8,7 +8,7 @@ from typing import cast
 
 import pandas as pd
 
-from pipeline.report.load import Collected, Unfinished
+from pipeline.report.load import DRAWN, Collected, Unfinished
 from pipeline.report.plots import ARCHITECTURES
 from pipeline.report.statistics import FEW_GROUPS, FEWEST_GROUPS
 from pipeline.specs import ReportSettings
@@ -50,6 +50,7 @@ def render(
             f"## {dataset}: {metric}",
             f"Mean over seeds [{confidence} interval over {unit}].",
             _pivot(mine, metric),
+            _drawn(mine),
             _groups_text(mine),
         ]
         parts += [f"![{path.stem}]({path.name})" for path in images.get(dataset, ())]
@@ -119,6 +120,22 @@ def _best(summary: pd.DataFrame) -> str:
     if left_out:
         text += " Nets that collapsed in pretraining are not picked while there is another."
     return "## Best at each label fraction\n\n" + _table(header, rows) + f"\n\n{text}"
+
+
+def _drawn(summary: pd.DataFrame) -> str:
+    """What each label fraction came to: labels and patients, and their share of all labels."""
+    done = summary[summary["n"] > 0]
+    if done.empty:
+        return ""
+    counts = done.groupby("fraction")[list(DRAWN)].mean()
+    grouped = counts["num_groups"].notna().any()
+    rows = []
+    for asked, drawn in counts.iterrows():
+        share = _number(100 * drawn["fraction_drawn"], ".3g")
+        row = [f"{100 * cast(float, asked):g} %", share and f"{share} %", _number(drawn["num_labels"], ".1f")]
+        row += [_number(drawn["num_groups"], ".1f")] if grouped else []
+        rows.append([cell.removesuffix(".0") for cell in row])
+    return _table(["fraction", "drawn", "labels", *(["groups (patients)"] if grouped else [])], rows)
 
 
 def _groups_text(summary: pd.DataFrame) -> str:

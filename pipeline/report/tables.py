@@ -14,7 +14,7 @@ from scipy import stats
 from pipeline.evaluate.protocols import PROTOCOL_NAMES
 from pipeline.files import write_atomically
 from pipeline.report.bootstrap import Bootstrap
-from pipeline.report.load import IDENTITY, Collected, TrainedNet, cells, compared_values, pairs
+from pipeline.report.load import DRAWN, IDENTITY, Collected, TrainedNet, cells, compared_values, pairs
 from pipeline.report.statistics import (
     FEW_GROUPS,
     FEW_SEEDS,
@@ -37,7 +37,7 @@ def summary_table(collected: Collected, found: Bootstrap, settings: ReportSettin
     """One row a data set × method × backbone × protocol × fraction, over its seeds, finished or not."""
     results = collected.results
     done, failed = ((results["status"] == state).to_numpy() for state in ("done", "failed"))
-    num_labels = results["num_labels"].to_numpy("float64", na_value=NAN)
+    drawn = {name: results[name].to_numpy("float64", na_value=NAN) for name in DRAWN}
     collapsed = results["collapsed"].fillna(False).to_numpy(bool)
     values = {metric: results[metric].to_numpy() for metric in collected.metrics}
     validation = {metric: results[f"val_{metric}"].to_numpy() for metric in collected.metrics}
@@ -46,7 +46,7 @@ def summary_table(collected: Collected, found: Bootstrap, settings: ReportSettin
     for number, (row, cell) in enumerate(zip(rows, of_cells)):
         ended = cell[done[cell]]
         row |= {
-            "num_labels": num_labels[ended].mean() if len(ended) else None,
+            **{name: _mean_of(counts[ended]) for name, counts in drawn.items()},
             "n": len(ended),
             "planned": len(cell),
             "failed": int(failed[cell].sum()),
@@ -66,7 +66,7 @@ def summary_table(collected: Collected, found: Bootstrap, settings: ReportSettin
                 confidence=settings.confidence,
             )
             row |= {metric: mean, f"{metric}_std": std, f"{metric}_low": low, f"{metric}_high": high}
-    fixed = [*IDENTITY, "num_labels", "n", "planned", "failed", "collapsed", "test_groups", "metric", "val"]
+    fixed = [*IDENTITY, *DRAWN, "n", "planned", "failed", "collapsed", "test_groups", "metric", "val"]
     metrics = [f"{metric}{part}" for metric in collected.metrics for part in ("", "_std", "_low", "_high")]
     return pd.DataFrame(rows, columns=[*fixed, *metrics])
 

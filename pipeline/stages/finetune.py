@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.fractions import subset
+from pipeline.data.fractions import group_subset, no_groups, subset, units_of
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.problem import Prediction, Problem, Protocol, Split
 from pipeline.evaluate.protocols import PROTOCOLS, check_metric
@@ -64,6 +64,8 @@ def run(work: Work) -> Outcome:
     model = _save(work, spec, problem, prediction)
     metrics: dict[str, Any] = {
         "num_labels": len(problem.train),
+        "num_groups": _number_of_groups(problem),
+        "fraction_drawn": len(problem.train) / len(problem.index.rows("train", labelled=True)),
         "num_val": len(problem.val),
         "num_test": len(problem.test),
         "best_epoch": prediction.best_epoch,
@@ -117,8 +119,12 @@ def make_problem(work: Work, spec: FinetuneSpec) -> Problem:
             f"{spec.dataset} has only one class, '{index.classes[0]}'; fine-tuning needs at least two"
         )
     check_metric(spec.settings.select_by, task=index.task, key="select_by")
-    train = _split(index, "train", spec.fraction, spec.seed)
-    val = _split(index, "val", spec.fraction if spec.settings.validation == "fraction" else 1.0, spec.seed)
+    by_group = spec.settings.fractions_by == "group" and spec.fraction < 1
+    if by_group and not _groups(index)[index.rows("train", labelled=True)].any():
+        raise UserError(no_groups(spec.dataset))
+    train = _split(index, "train", spec.fraction, spec.seed, by_group)
+    of_val = spec.fraction if spec.settings.validation == "fraction" else 1.0
+    val = _split(index, "val", of_val, spec.seed, by_group)
     test = _split(index, "test", 1.0, spec.seed)
     for name, split in (("train", train), ("val", val), ("test", test)):
         if not len(split):
@@ -152,11 +158,25 @@ def task_seed(spec: FinetuneSpec) -> int:
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:6], "big")
 
 
-def _split(index: Index, name: str, fraction: float, seed: int) -> Split:
+def _split(index: Index, name: str, fraction: float, seed: int, by_group: bool = False) -> Split:
     rows = np.sort(index.rows(name, labelled=True))
     targets = index.targets(rows)
-    chosen = subset(targets, fraction, seed=seed)
+    if by_group:
+        chosen = group_subset(targets, _groups(index)[rows], fraction, seed=seed)
+    else:
+        chosen = subset(targets, fraction, seed=seed)
     return Split(rows[chosen], torch.from_numpy(np.ascontiguousarray(targets[chosen])))
+
+
+def _groups(index: Index) -> np.ndarray:
+    """The group of every sample, object (N,); "" where it has none."""
+    return index.samples["group"].fillna("").to_numpy(object)
+
+
+def _number_of_groups(problem: Problem) -> int | None:
+    """How many groups (patients) the drawn labels are of; None in a data set without groups."""
+    groups = _groups(problem.index)
+    return len(np.unique(units_of(groups[problem.train.rows]))) if groups.any() else None
 
 
 def _protocol(name: str) -> Protocol:

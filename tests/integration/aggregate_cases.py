@@ -171,7 +171,13 @@ def build(
                     place.mkdir()
                     odds = skill + 0.1 * (fraction == 1)
                     test = (predict or LABELS[labels])(place, one, rows, targets, odds)
-                    metrics = {"num_labels": 3, "num_val": 60, "best_epoch": 0}
+                    metrics = {
+                        "num_labels": 3,
+                        "num_groups": 2,
+                        "fraction_drawn": 0.5,
+                        "num_val": 60,
+                        "best_epoch": 0,
+                    }
                     metrics |= {"val": dict(test), "test": test}
                     left = receipt(one, metrics=metrics, device_seconds=5.0, **measured)
                     entries.append(Entry(one, place, left, None))

@@ -258,3 +258,23 @@ def test_terminal_table_reads_the_summary(whole: tuple[list[Entry], Path], tmp_p
 def test_unknown_metric_is_refused(whole: tuple[list[Entry], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"report\.metric: no metric 'macro_f2'.*did you mean"):
         run(whole[0], tmp_path, metric="macro_f2")
+
+
+def test_tables_say_how_many_labels_and_patients_a_fraction_came_to(whole: tuple[list[Entry], Path]) -> None:
+    for name in ("results.csv", "summary.csv"):
+        table = pd.read_csv(whole[1] / name)
+        assert (table.num_labels == 3).all() and (table.num_groups == 2).all()
+        assert (table.fraction_drawn == 0.5).all()
+    report = (whole[1] / "report.md").read_text()
+    assert "| fraction | drawn | labels | groups (patients) |" in report
+    assert "| 10 % | 50 % | 3 | 2 |" in report
+
+
+def test_a_set_without_groups_has_no_number_of_patients(shard_folder: Path, tmp_path: Path) -> None:
+    entries = build(tmp_path / "store", shard_folder)
+    for entry in entries:
+        if entry.task.stage == "finetune" and entry.receipt is not None:
+            entry.receipt.metrics["num_groups"] = None
+    folder = run(entries, tmp_path / "tables")
+    assert pd.read_csv(folder / "results.csv").num_groups.isna().all()
+    assert "| fraction | drawn | labels |\n" in (folder / "report.md").read_text()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import shards
 from pipeline.errors import UserError
 from pipeline.experiment_file import load_experiment
 from pipeline.plan import plan
@@ -139,3 +140,31 @@ def test_names_are_utf8_in_any_locale(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     (index,) = (tmp_path / "store" / "shard").glob("*/index.json")
     assert '"chât"' in index.read_text(encoding="utf-8")
+
+
+def test_fractions_by_group_are_refused_before_anything_runs_where_there_are_no_groups(
+    tmp_path: Path,
+) -> None:
+    folders(tmp_path / "data", "a", "b")
+    path = experiment(
+        tmp_path,
+        ("fractions: [1.0]", "fractions: [0.5, 1.0], fractions_by: group"),
+        ("resnet10t", "test_resnet"),
+    )
+    said = "fractions_by: group draws whole groups .patients., and early has none"
+    tasks = plan(load_experiment(str(path)))
+    with pytest.raises(UserError, match=said):
+        preflight(tasks)
+    ran = launch(tmp_path, "all", str(path), "--cluster", "local")
+    assert ran.returncode == 2 and "finetune.fractions_by" in ran.stderr and ran.stderr.count("\n") == 1
+    assert not list((tmp_path / "store").glob("*/*"))
+    source = shards.FolderSource(tmp_path / "data")
+    shards.write(source, tmp_path / "shards", shards.ShardOptions(processes=1))
+    later = [task for task in tasks if task.stage != "shard"]
+    with pytest.raises(UserError, match=said):  # of a data set that is there
+        preflight(later, {"shard/early": tmp_path / "shards"})
+    table = "".join(f"{c}/{i}.png,{c},{c}{i // 3}\n" for c in "ab" for i in range(12))
+    (tmp_path / "data" / "labels.csv").write_text("path,label,patient\n" + table)
+    text = path.read_text().replace("source: folder", "source: csv, group_column: patient")
+    path.write_text(text)
+    preflight(plan(load_experiment(str(path))))

@@ -401,3 +401,64 @@ def test_a_training_that_spoils_the_net_keeps_the_probe(store: Path, tmp_path: P
     probe, _ = run(store, tmp_path / "probed", arch="vit", settings=settings)
     assert metrics["best_epoch"] == 0
     assert metrics["test"]["macro_f1"] == pytest.approx(probe["test"]["macro_f1"], abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def grouped(store: Path) -> str:
+    """The same images as of ten patients a split and class at most, half of validation and test without."""
+    lines = (store / "raw" / "single.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    table = [
+        f"{path},{label},{split},{split}{label}{i % 9 // 3}" for i, (path, label, split) in enumerate(rows)
+    ]
+    (store / "raw" / "grouped.csv").write_text("\n".join(["path,label,split,patient", *table]) + "\n")
+    source = shards.CsvSource(
+        store / "raw",
+        csv="grouped.csv",
+        label_columns=["label"],
+        split_column="split",
+        group_column="patient",
+    )
+    shards.write(source, store / "grouped", shards.ShardOptions(processes=1, near_duplicates="warn"))
+    return "grouped"
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_a_fraction_by_group_learns_from_whole_patients(
+    protocol: str, grouped: str, store: Path, tmp_path: Path
+) -> None:
+    settings = {"fractions_by": "group"}
+    metrics, _ = run(store, tmp_path, data=grouped, protocol=protocol, fraction=0.3, settings=settings)
+    index = shards.Index.open(store / grouped)
+    rows = index.rows("train", labelled=True)
+    sizes = index.samples.iloc[rows].groupby("group").size()
+    assert metrics["num_groups"] == 3 < len(sizes)
+    assert metrics["num_labels"] >= 3 * sizes.min()
+    assert metrics["fraction_drawn"] == metrics["num_labels"] / len(rows)
+    by_image, _ = run(store, tmp_path, data=grouped, protocol=protocol, fraction=0.3)
+    assert by_image["num_groups"] > 3
+    spec = {"dataset": grouped, "label": "x", "arch": "cnn", "backbone": BACKBONES["cnn"], "protocol": "knn"}
+    problem = finetune.make_problem(
+        Work(
+            task=Task("finetune/x", "finetune", {}, (), "0" * 64),
+            folder=tmp_path,
+            inputs={
+                stage: [done(stage, store / at)]
+                for stage, at in (("shard", grouped), ("pretrain", "pretrain"))
+            },
+        ),
+        FinetuneSpec(**spec, fraction=0.3, seed=0, settings=FinetuneSettings(**settings)),  # type: ignore[arg-type]
+    )
+    names = index.samples["group"].to_numpy()
+    for split, name in ((problem.train, "train"), (problem.val, "val")):  # validation likewise
+        drawn = np.flatnonzero(np.isin(names, names[split.rows]))
+        np.testing.assert_array_equal(np.intersect1d(drawn, index.rows(name, labelled=True)), split.rows)
+        assert len(split) < len(index.rows(name, labelled=True))
+
+
+def test_without_groups_no_fraction_of_them_is_drawn(store: Path, tmp_path: Path) -> None:
+    settings = {"fractions_by": "group"}
+    with pytest.raises(UserError, match=r"fractions_by: group draws whole groups .* and single has none"):
+        run(store, tmp_path, protocol="knn", fraction=0.2, settings=settings)
+    metrics, _ = run(store, tmp_path, protocol="knn", fraction=1.0, settings=settings)  # nothing is drawn
+    assert metrics["num_groups"] is None and metrics["fraction_drawn"] == 1

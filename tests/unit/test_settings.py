@@ -16,6 +16,7 @@ from pipeline.manifest import Task
 from pipeline.methods.registry import METHODS
 from pipeline.plan import FORMATS, plan
 from pipeline.settings import (
+    DRAW,
     EXECUTION,
     FINETUNE,
     ONLY_WITH,
@@ -105,6 +106,7 @@ OTHER: dict[str, Any] = {
         "loss": "focal",
         "focal_gamma": 1,
         "class_weights": "none",
+        "fractions_by": "group",
         "validation": "full",
         "select_by": "accuracy",
         "knn_k": 5,
@@ -252,8 +254,10 @@ def test_a_fine_tuning_setting_reaches_the_protocols_that_it_decides(name: str, 
     direct = {
         task.id
         for task in tasks.values()
-        if task.stage == "finetune" and decides_finetuning(name, task.spec["protocol"])
+        if task.stage == "finetune" and decides_finetuning(name, task.spec["protocol"], task.spec["fraction"])
     }
+    if name in DRAW:  # all labels are all labels
+        assert {task.spec["fraction"] for task in tasks.values() if task.id in direct} == {0.1}
     assert changed(tasks, others) == with_dependants(tasks, direct)
     assert direct or FINETUNE[name] == EXECUTION or name == "head_width"
 
