@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from pipeline.report.statistics import gain_of, interval_of_mean, resample_weights
+from pipeline.report.statistics import gain_of, gain_of_repeats, interval_of_mean, resample_weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,31 @@ STUDIES = (
     Study(20, 5, 5, seed_sd=0.3, group_sd=0.4),
     Study(100, 5, 10, seed_sd=0.3, group_sd=0.8),
 )
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Groups of about five images, split 70/10/20 so many times, three pretrainings a split.
+
+    The pretrainings of a method are better or worse with the groups that they are trained on, by a normal
+    effect whose SD is ``train_sd``; splits share most of these groups, so it is much the same in all.
+    """
+
+    groups: int
+    repeats: int
+    group_sd: float
+    train_sd: float
+    seeds: int = 3
+    seed_sd: float = 0.2
+
+
+REPEATED = tuple(
+    Repeated(groups, repeats, group_sd=0.8, train_sd=train_sd)
+    for groups in (8, 12, 20)
+    for repeats in (3, 5, 10)
+    for train_sd in (0.0, 0.2)
+)
+HARDER = tuple(Repeated(40, repeats, group_sd=0.8, train_sd=0.3) for repeats in (5, 20))
 SCORES = ((50, 0.98), (50, 0.75), (20, 0.75), (100, 0.95), (10, 0.8))  # images, true accuracy
 
 
@@ -91,6 +116,47 @@ def without_gain(study: Study, *, studies: int, draws: int = 200, seed: int = 0)
     return Found(rejected / studies, covered / studies, by_seeds_alone / studies)
 
 
+@dataclass(frozen=True)
+class FoundOverRepeats:
+    """Shares of the studies."""
+
+    rejected: float  # p < .05, though there is no gain
+    covered: float  # the interval of the gain holds 0
+    score: float  # that of a score holds the expected one
+    naive: float  # t over splits as if they were independent: it holds 0
+
+
+def over_repeats(study: Repeated, *, studies: int, seed: int = 0) -> FoundOverRepeats:
+    """The study repeated, each time with other patients: two methods that differ by chance alone."""
+    rng = np.random.default_rng(seed)
+    spread = np.sqrt(0.7**2 + study.group_sd**2 + study.train_sd**2 + study.seed_sd**2)
+    levels = np.log(3) + spread * stats.norm.ppf((np.arange(4000) + 0.5) / 4000)
+    truth = float((1 / (1 + np.exp(-levels))).mean())
+    test, val = max(1, round(0.2 * study.groups)), max(1, round(0.1 * study.groups))
+    train = study.groups - test - val
+    sums = np.zeros(4)
+    for _ in range(studies):
+        images = rng.integers(1, 10, study.groups)
+        of_group = rng.normal(0, 0.7, study.groups)
+        likes = rng.normal(0, study.group_sd, (2, 1, study.groups))
+        worth = rng.normal(0, study.train_sd * np.sqrt(train), (2, study.groups))
+        scores = np.zeros((2, study.repeats))
+        for number in range(study.repeats):
+            order = rng.permutation(study.groups)
+            tested = order[:test]
+            trained = worth[:, order[test + val :]].mean(axis=1)[:, None, None]
+            pretrainings = rng.normal(0, study.seed_sd, (2, study.seeds, 1))
+            levels = np.log(3) + of_group[tested] + likes[..., tested] + trained + pretrainings
+            right = rng.binomial(images[tested], 1 / (1 + np.exp(-levels)))
+            scores[:, number] = right.sum(axis=2).mean(axis=1) / images[tested].sum()
+        asked = {"ratio": test / train, "units": study.groups, "confidence": 0.95}
+        gains = scores[0] - scores[1]
+        gain, score = gain_of_repeats(gains, **asked), gain_of_repeats(scores[0], **asked)
+        naive = float(stats.ttest_1samp(gains, 0).pvalue) >= 0.05
+        sums += gain.p_value < 0.05, gain.low <= 0 <= gain.high, score.low <= truth <= score.high, naive
+    return FoundOverRepeats(*(sums / studies).tolist())
+
+
 def of_a_score(
     count: int, truth: float, *, studies: int, draws: int = 200, seed: int = 1
 ) -> tuple[float, float]:
@@ -120,6 +186,15 @@ def main() -> None:
         print(
             f"| {study.groups} × {study.images}, {study.seeds} | {study.seed_sd} | {study.group_sd} |"
             f" {found.rejected:.3f} | {found.covered:.3f} | {found.by_seeds_alone:.3f} |",
+            flush=True,
+        )
+    print("\n| groups, splits | SD of train groups | p < .05 | holds 0 | score's holds it | t over splits |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for repeated in (*REPEATED, *HARDER):
+        of = over_repeats(repeated, studies=studies)
+        print(
+            f"| {repeated.groups}, {repeated.repeats} | {repeated.train_sd} | {of.rejected:.3f} |"
+            f" {of.covered:.3f} | {of.score:.3f} | {of.naive:.3f} |",
             flush=True,
         )
     print("\n| images | true accuracy | interval holds it | percentiles of resamples |")

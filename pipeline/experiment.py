@@ -161,6 +161,19 @@ class Experiment(Strict):
             return [self.dataset.model_copy(update={"name": self.dataset.name or self.name})]
         return [data.model_copy(update={"name": name}) for name, data in self.datasets.items()]
 
+    @staticmethod
+    def repeats_of(dataset: Dataset) -> list[Dataset]:
+        """The data set with each of its repeated splits, each with its own name and seed; the first as it is.
+
+        So raising ``splits.repeats`` adds tasks, and leaves those that are there.
+        """
+        splits = dataset.splits.model_copy(update={"repeats": 1})
+        found = [dataset.model_copy(update={"splits": splits})]
+        for number in range(2, dataset.splits.repeats + 1):
+            own = {"name": f"{dataset.name}-r{number}", "seed": (dataset.seed + number - 1) % 2**31}
+            found.append(found[0].model_copy(update=own))
+        return found
+
     def protocols_of(self, dataset: Dataset) -> list[str]:
         """The protocols that a data set's labels are for."""
         return [name for name in self.finetune.protocols if PROTOCOLS[name].is_for(dataset)]

@@ -122,7 +122,7 @@ def _validate(given: Json, origin: _Origin) -> Experiment:
     if not found:  # what follows needs methods that are known
         for label in experiment.methods:
             found += _collected(_check_batches, experiment, label, origin)
-    for check in (_check_metrics, _check_protocols, _check_baseline):
+    for check in (_check_metrics, _check_protocols, _check_baseline, _check_repeats):
         found += _collected(check, experiment, origin)
     raise_all(found)
     return experiment
@@ -164,6 +164,18 @@ def _check_method(experiment: Experiment, label: str, origin: _Origin) -> None:
             raise origin.error((*where, "backbones", arch), f"the method {name} trains no {arch}")
     if missing == set(METHODS[name].archs):
         raise origin.error(where, f"the method {name} trains a {' or '.join(METHODS[name].archs)} only")
+
+
+def _check_repeats(experiment: Experiment, origin: _Origin) -> None:
+    """Refuse repeated splits of a table that gives the split."""
+    for dataset in experiment.all_datasets:
+        if dataset.splits.repeats > 1 and dataset.split_column is not None:
+            where = ("dataset",) if experiment.dataset is not None else ("datasets", dataset.name)
+            raise origin.error(
+                (*where, "splits", "repeats"),
+                f"the splits of {dataset.name} are given by split_column ({dataset.split_column}), and are"
+                " the same each time: leave out one of the two",
+            )
 
 
 def _check_baseline(experiment: Experiment, origin: _Origin) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.contents import of_dataset, of_weights
@@ -47,8 +47,10 @@ def plan(experiment: Experiment, contents: Mapping[str, str] | None = None) -> t
     """
     contents = contents or {}
     tasks: list[Task] = []
-    for dataset in experiment.all_datasets:
-        spec = ShardSpec(dataset=_absolute(dataset), contents=of_dataset(dataset, contents))
+    for dataset, repeat, pooled in _splits(experiment):
+        spec = ShardSpec(
+            dataset=_absolute(dataset), contents=of_dataset(dataset, contents), repeat=repeat, pooled=pooled
+        )
         shard = make_task("shard", dataset.name, spec, (), experiment.resources.shard)
         tasks.append(shard)
         for label in experiment.methods:
@@ -99,6 +101,14 @@ def make_task(stage: str, name: str, spec: Strict, needs: Iterable[Task], resour
         key=key,
         resources=resources.model_dump(mode="json"),
     )
+
+
+def _splits(experiment: Experiment) -> Iterator[tuple[Dataset, int, str]]:
+    """Every data set with each of its splits, the number of the split, and what all are pooled as."""
+    for whole in experiment.all_datasets:
+        repeats = experiment.repeats_of(whole)
+        for number, dataset in enumerate(repeats, start=1):
+            yield dataset, number, whole.name if len(repeats) > 1 else ""
 
 
 def _pretrainings(experiment: Experiment, label: str) -> list[tuple[list[Architecture], int]]:

@@ -48,12 +48,16 @@ def _check_data(pending: Sequence[Task], tuned: Sequence[FinetuneSpec]) -> None:
     tasks = [task for task in pending if task.stage == "shard"]
     if not tasks:
         return
-    from pipeline.stages.shard import check_source
+    from pipeline.stages.shard import check_source, given_splits
 
     outlined = {spec.dataset: spec.protocol for spec in tuned if PROTOCOLS[spec.protocol].outlines}
     for task in tasks:
-        name = ShardSpec.model_validate(task.spec).dataset.name
+        spec_ = ShardSpec.model_validate(task.spec)
+        name = spec_.dataset.name
         listing = check_source(task, outlined=outlined.get(name))
+        given = sorted({sample.split for sample in listing.samples if sample.labelled} - {""})
+        if spec_.pooled and given:
+            raise UserError(given_splits(spec_.pooled, given))
         if any(spec.dataset == name for spec in tuned):
             _require_classes(name, listing.task, listing.classes)
         if any(spec.dataset == name and _draws_groups(spec) for spec in tuned):

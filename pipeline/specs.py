@@ -102,6 +102,7 @@ class Splits(Strict):
     train: float = Field(0.7, gt=0, lt=1)
     val: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
+    repeats: int = Field(1, ge=1, le=100)  # so many different splits, everything done on each
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Splits:
@@ -327,6 +328,8 @@ Contents = dict[str, str]  # SHA-256 of what decides a result and lies in a file
 class ShardSpec(Strict):
     dataset: Dataset
     contents: Contents = {}  # of the table of labels
+    repeat: int = Field(1, ge=1)  # of how many splits of one data set this is which
+    pooled: str = ""  # the data set's name in the tables, where it is split several times
 
 
 class PretrainSpec(Strict):

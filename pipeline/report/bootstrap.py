@@ -41,7 +41,8 @@ class Bootstrap:
         metrics: metric → (cells,) variances, one for each of :func:`pipeline.report.load.cells`.
         gains: (cells,) variances of the compared metric's gain over the baseline's.
         each_gain: (cells,) the mean over seeds of the variance of each one's gain.
-        units: data set → the groups of its test split, or images where there are none.
+        units: data set → the groups of its test split, or images where there are none; of repeated splits,
+            those in the test split of any.
         damaged: task key → what is wrong with its predictions, which are in no interval.
     """
 
@@ -58,6 +59,10 @@ def bootstrap(collected: Collected, settings: ReportSettings) -> Bootstrap:
     datasets = collected.results["dataset"].to_numpy()
     parts: list[tuple[str, list[list[int]]]] = []  # data set, some of its places
     for dataset in dict.fromkeys(datasets):
+        if dataset in collected.repeats:  # whose splits are compared with each other instead
+            run.check(np.flatnonzero(datasets == dataset))
+            run.found.units[dataset] = collected.repeats[dataset].test_units
+            continue
         places = run.places(datasets == dataset)
         number = max(1, min(workers(), int((datasets == dataset).sum()) // TASKS_A_PROCESS))
         parts += [(dataset, places[start::number]) for start in range(number)]
@@ -125,6 +130,11 @@ class _Run:
                     self.found.each_gain[cell] = np.mean([_variance(one) for one in gains])
             if split.units:
                 self.found.units[dataset] = split.units
+
+    def check(self, rows: np.ndarray) -> None:
+        """Note which of these rows' predictions are damaged."""
+        for row in rows.tolist():
+            self._read([row])
 
     def take(self, places: Sequence[Sequence[int]], found: Bootstrap) -> None:
         """Take over what another process has found for these places."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,12 @@ from pipeline.stages.work import Entry
 from shards import Index
 
 IDENTITY = ["dataset", "method", "backbone", "arch", "protocol", "fraction"]  # a row of summary.csv
+RUN = ["repeat", "seed"]  # which of a cell's tasks a row of results.csv is
 DRAWN = ["num_labels", "num_groups", "fraction_drawn"]  # what a fraction came to
 PLACE = ["dataset", "arch", "protocol", "fraction"]  # where methods are compared, each with its own backbone
+
+
+AnySpec = TypeVar("AnySpec", PretrainSpec, SearchSpec, FinetuneSpec)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,21 @@ class TrainedNet:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """The repeated splits of one data set that are there.
+
+    Attributes:
+        ratio: labelled groups (or images without one) in test over those in train, mean over the splits.
+        units: all labelled groups of the data set.
+        test_units: those that are in the test split of some repeat.
+    """
+
+    ratio: float
+    units: int
+    test_units: int
+
+
+@dataclass(frozen=True)
 class Collected:
     """Everything the tables are made of.
 
@@ -70,6 +89,7 @@ class Collected:
         finished: task key → the finished fine-tune task.
         groups: data set → the group of every sample, in the order of samples.csv; None where it has no
             groups.
+        repeats: data set → its splits, where it is split several times; its name is what they are pooled as.
         costs: one row a finished training or fine-tuning: stage, dataset, method, seed, images_seen,
             seconds, device, device_seconds, world_size, peak_memory_bytes.
         planned: (stage, data set, method) → how many tasks the manifest has of it.
@@ -85,6 +105,7 @@ class Collected:
     results: pd.DataFrame
     finished: dict[str, Entry]
     groups: dict[str, np.ndarray | None]
+    repeats: dict[str, Repeats]
     costs: pd.DataFrame
     planned: Counter[tuple[str, str, str]]
     pretrainings: list[Pretraining]
@@ -110,19 +131,32 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
     """
     by_id = {entry.task.id: entry for entry in entries}
     groups, tasks = {}, {}
+    places: dict[str, tuple[str, int]] = {}  # data set of a task → what it is pooled as, which repeat
+    splits: dict[str, list[Path]] = {}
     for entry in entries:
         if entry.task.stage == "shard":
-            data = ShardSpec.model_validate(entry.task.spec).dataset
-            tasks[data.name] = _labels_of(data, entry)
+            sharded = ShardSpec.model_validate(entry.task.spec)
+            data = sharded.dataset
+            name = sharded.pooled or data.name
+            places[data.name] = name, sharded.repeat
+            if name not in tasks or entry.receipt is not None:
+                tasks[name] = _labels_of(data, entry)
+            if sharded.pooled:
+                splits.setdefault(name, []).extend([entry.folder] if entry.receipt is not None else [])
             if entry.receipt is not None:
-                groups[data.name] = sample_groups(entry.folder)
+                groups[name] = sample_groups(entry.folder)
+
+    def pooled(spec: AnySpec) -> AnySpec:
+        name, _ = places.get(spec.dataset, (spec.dataset, 1))
+        return spec.model_copy(update={"dataset": name})
+
     pretrainings, searches, costs, methods = [], [], [], []
     trained = set()
     backbones: dict[tuple[str, str, str], TrainedNet] = {}
     planned: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
         if entry.task.stage == "pretrain":
-            spec = PretrainSpec.model_validate(entry.task.spec)
+            spec = pooled(PretrainSpec.model_validate(entry.task.spec))
             methods.append(spec.label)
             if METHODS[spec.method].steps == "train":
                 trained.add(spec.label)
@@ -135,7 +169,7 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
                 if place not in backbones or net.params is not None:
                     backbones[place] = net
         elif entry.task.stage == "search":
-            spec = SearchSpec.model_validate(entry.task.spec)
+            spec = pooled(SearchSpec.model_validate(entry.task.spec))
             planned["search", spec.dataset, spec.label] += 1
             if entry.receipt is not None:
                 searches.append(Pretraining(spec, entry.folder, entry.receipt.metrics))
@@ -144,7 +178,9 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
     for entry in entries:
         if entry.task.stage == "finetune":
             spec_ = FinetuneSpec.model_validate(entry.task.spec)
-            rows.append(_result_row(entry, spec_, by_id))
+            _, repeat = places.get(spec_.dataset, ("", 1))
+            spec_ = pooled(spec_)
+            rows.append(_result_row(entry, spec_, by_id) | {"repeat": repeat})
             planned["finetune", spec_.dataset, spec_.label] += 1
             if entry.receipt is not None:
                 finished[entry.task.key] = entry
@@ -155,6 +191,7 @@ def collect(entries: Sequence[Entry], *, metric: str) -> Collected:
         results=_ordered(rows, metrics, order),
         finished=finished,
         groups=groups,
+        repeats={name: _repeats(folders) for name, folders in splits.items()},
         costs=pd.DataFrame(costs, columns=list(_COST_COLUMNS)),
         planned=planned,
         pretrainings=pretrainings,
@@ -192,17 +229,33 @@ def compared_values(collected: Collected) -> np.ndarray:
 def pairs(collected: Collected, settings: ReportSettings) -> np.ndarray:
     """Rows of ``results`` whose difference is a gain: those of a method beside those of the baseline.
 
-    They share data set, architecture, protocol, fraction and seed, and have the metric to compare both.
+    They share data set, architecture, protocol, fraction, repeat and seed, and have the metric to compare
+    both.
 
     Returns:
         int (P, 2): positions of the method's rows, in order, and of the baseline's.
     """
-    results, keys = collected.results, [*PLACE, "seed"]
+    results, keys = collected.results, [*PLACE, *RUN]
     rows = results[keys].assign(at=np.arange(len(results)))
     is_base = (results["method"] == settings.baseline).to_numpy()
     exists = ~np.isnan(compared_values(collected))
     both = rows[~is_base & exists].merge(rows[is_base & exists], on=keys, suffixes=("", "_base"))
     return both[["at", "at_base"]].to_numpy()
+
+
+def _repeats(folders: Sequence[Path]) -> Repeats:
+    """What is said of the splits in these shard folders, all of one data set."""
+    tested: set[str] = set()
+    units, ratios = 0, []
+    for folder in folders:
+        samples = Index.open(folder).samples
+        samples = samples[samples["labelled"]]
+        of = samples["group"].fillna("").astype(str).where(lambda name: name != "", "\0" + samples["path"])
+        test, train = (set(of[samples["split"] == split]) for split in ("test", "train"))
+        tested |= test
+        units = max(units, of.nunique())
+        ratios.append(len(test) / max(1, len(train)))
+    return Repeats(float(np.mean(ratios)) if ratios else float("nan"), units, len(tested))
 
 
 def sample_groups(folder: Path) -> np.ndarray | None:
@@ -270,7 +323,7 @@ def _result_row(entry: Entry, spec: FinetuneSpec, by_id: dict[str, Entry]) -> di
 def _ordered(rows: list[dict[str, Any]], metrics: tuple[str, ...], methods: list[str]) -> pd.DataFrame:
     """The rows as a frame whose order depends on the experiment alone."""
     validation = [f"val_{metric}" for metric in metrics]
-    columns = [*IDENTITY, *DRAWN, "num_val", "seed", "status", *metrics, *validation, "collapsed"]
+    columns = [*IDENTITY, *DRAWN, "num_val", *RUN, "status", *metrics, *validation, "collapsed"]
     columns += ["task_key", "pretrain_key"]
     frame = pd.DataFrame(rows, columns=columns)
     for count in ("num_labels", "num_groups", "num_val"):
@@ -281,7 +334,7 @@ def _ordered(rows: list[dict[str, Any]], metrics: tuple[str, ...], methods: list
         frame[metric] = frame[metric].astype("float64")
     place = {method: position for position, method in enumerate(methods)}
     return frame.sort_values(
-        [*IDENTITY, "seed"],
+        [*IDENTITY, *RUN],
         key=lambda column: (
             column.map(lambda name: place.get(name, len(place))) if column.name == "method" else column
         ),

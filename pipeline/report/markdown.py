@@ -8,7 +8,7 @@ from typing import cast
 
 import pandas as pd
 
-from pipeline.report.load import DRAWN, Collected, Unfinished
+from pipeline.report.load import DRAWN, Collected, Repeats, Unfinished
 from pipeline.report.plots import ARCHITECTURES
 from pipeline.report.statistics import FEW_GROUPS, FEWEST_GROUPS
 from pipeline.specs import ReportSettings
@@ -48,10 +48,12 @@ def render(
         unit = "whole groups (patients) of the test split" if grouped else "images of the test split"
         parts += [
             f"## {dataset}: {metric}",
-            f"Mean over seeds [{confidence} interval over {unit}].",
+            f"Mean over seeds [{confidence} interval over {unit}]."
+            if dataset not in collected.repeats
+            else _repeats_text(mine, collected.repeats[dataset], confidence),
             _pivot(mine, metric),
             _drawn(mine),
-            _groups_text(mine),
+            _groups_text(mine) if dataset not in collected.repeats else "",
         ]
         parts += [f"![{path.stem}]({path.name})" for path in images.get(dataset, ())]
         parts += [
@@ -136,6 +138,20 @@ def _drawn(summary: pd.DataFrame) -> str:
         row += [_number(drawn["num_groups"], ".1f")] if grouped else []
         rows.append([cell.removesuffix(".0") for cell in row])
     return _table(["fraction", "drawn", "labels", *(["groups (patients)"] if grouped else [])], rows)
+
+
+def _repeats_text(summary: pd.DataFrame, repeats: Repeats, confidence: str) -> str:
+    """How means and intervals over repeated splits are to be read."""
+    said = (
+        f"Mean over {int(summary['repeats'].max())} splits of the same {repeats.units} groups or images that"
+        f" stand for themselves, and over seeds; {repeats.test_units} of them are in some test split"
+    )
+    if repeats.units < FEWEST_GROUPS:
+        return f"{said}. They are too few for any interval or p-value."
+    return (
+        f"{said} [{confidence} interval over other groups, Nadeau and Bengio's corrected resampled t over the"
+        " splits, here and in the gains below]."
+    )
 
 
 def _groups_text(summary: pd.DataFrame) -> str:

@@ -159,6 +159,37 @@ def gain_of(
     return Gain(mean - half, mean + half, *test, p_value, smallest)
 
 
+def gain_of_repeats(values: ArrayLike, *, ratio: float, units: int, confidence: float) -> Gain:
+    """Test the mean over repeated splits of a data set, each with other train and test groups.
+
+    The splits are of the same few groups, so their values hang together, and s² / J over J of them is far too
+    small. The corrected resampled t-test (Nadeau and Bengio, Machine Learning 2003) takes (1 / J + n_test /
+    n_train) · s² for the variance. Student's t has a degree of freedom less than there are splits or groups,
+    whichever are fewer: more splits than groups say nothing new.
+
+    Args:
+        values: (J,), the mean score, or mean difference, of each split.
+        ratio: groups in test over groups in train.
+        units: groups in the data set.
+
+    Returns:
+        NaN throughout below two splits or ``FEWEST_GROUPS`` groups; the interval over test samples alone is
+        always NaN.
+    """
+    array = np.asarray(values, np.float64)
+    number = len(array)
+    if number < 2 or units < FEWEST_GROUPS or math.isnan(ratio):
+        return Gain(NAN, NAN, NAN, NAN, NAN, NAN)
+    mean, freedom = float(array.mean()), min(number, units) - 1
+    error = math.sqrt((1 / number + ratio) * float(array.var(ddof=1)))
+    if error <= 0:
+        return Gain(mean, mean, NAN, NAN, 1.0 if mean == 0 else NAN, NAN)
+    half = float(stats.t.isf((1 - confidence) / 2, freedom)) * error
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    smallest = half + float(stats.t.ppf(POWER, freedom)) * error
+    return Gain(mean - half, mean + half, NAN, NAN, p_value, smallest)
+
+
 def _tail_of(value: float, quantile: Callable[[float], float]) -> float:
     """The probability at which ``quantile``, which falls to 0 at a half, is ``value``; 0 below 1e-30."""
     if value <= 0:

@@ -14,12 +14,23 @@ from scipy import stats
 from pipeline.evaluate.protocols import PROTOCOL_NAMES
 from pipeline.files import write_atomically
 from pipeline.report.bootstrap import Bootstrap
-from pipeline.report.load import DRAWN, IDENTITY, Collected, TrainedNet, cells, compared_values, pairs
+from pipeline.report.load import (
+    DRAWN,
+    IDENTITY,
+    Collected,
+    Repeats,
+    TrainedNet,
+    cells,
+    compared_values,
+    pairs,
+)
 from pipeline.report.statistics import (
     FEW_GROUPS,
     FEW_SEEDS,
     FEWEST_GROUPS,
+    Gain,
     gain_of,
+    gain_of_repeats,
     holm,
     interval_of_mean,
     mean_std,
@@ -41,6 +52,7 @@ def summary_table(collected: Collected, found: Bootstrap, settings: ReportSettin
     collapsed = results["collapsed"].fillna(False).to_numpy(bool)
     values = {metric: results[metric].to_numpy() for metric in collected.metrics}
     validation = {metric: results[f"val_{metric}"].to_numpy() for metric in collected.metrics}
+    repeats = results["repeat"].to_numpy()
     of_cells = cells(results)
     rows = _identities(results, of_cells)
     for number, (row, cell) in enumerate(zip(rows, of_cells)):
@@ -51,24 +63,43 @@ def summary_table(collected: Collected, found: Bootstrap, settings: ReportSettin
             "planned": len(cell),
             "failed": int(failed[cell].sum()),
             "collapsed": int(collapsed[ended].sum()),
+            "repeats": len(set(repeats[ended])),
             "test_groups": found.units.get(row["dataset"]),
             "metric": collected.compared[row["dataset"]],
         }
         row["val"] = _mean_of(validation[row["metric"]][ended]) if row["metric"] in validation else NAN
         for metric in collected.metrics:
-            existing = values[metric][ended]
-            existing = existing[~np.isnan(existing)]
+            exists = ended[~np.isnan(values[metric][ended])]
+            existing = values[metric][exists]
             mean, std = mean_std(existing) if len(existing) else (NAN, NAN)
-            low, high = interval_of_mean(
-                mean,
-                found.metrics[metric][number],
-                units=found.units.get(row["dataset"], 0),
-                confidence=settings.confidence,
-            )
+            if row["dataset"] in collected.repeats:
+                of_repeats = _of_repeats(existing, repeats[exists])
+                row["repeats"] = max(row["repeats"], len(of_repeats))
+                spread = _over_repeats(of_repeats, collected.repeats[row["dataset"]], settings)
+                mean = float(of_repeats.mean()) if len(of_repeats) else NAN
+                low, high = max(spread.low, 0.0), min(spread.high, 1.0)  # NaN stays, being first
+            else:
+                low, high = interval_of_mean(
+                    mean,
+                    found.metrics[metric][number],
+                    units=found.units.get(row["dataset"], 0),
+                    confidence=settings.confidence,
+                )
             row |= {metric: mean, f"{metric}_std": std, f"{metric}_low": low, f"{metric}_high": high}
-    fixed = [*IDENTITY, *DRAWN, "n", "planned", "failed", "collapsed", "test_groups", "metric", "val"]
+    fixed = [*IDENTITY, *DRAWN, "n", "planned", "failed", "collapsed"]
+    fixed += ["repeats", "test_groups", "metric", "val"]
     metrics = [f"{metric}{part}" for metric in collected.metrics for part in ("", "_std", "_low", "_high")]
     return pd.DataFrame(rows, columns=[*fixed, *metrics])
+
+
+def _of_repeats(values: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+    """The mean over the seeds of each split, (J,)."""
+    return np.array([values[repeats == number].mean() for number in np.unique(repeats)])
+
+
+def _over_repeats(values: np.ndarray, repeats: Repeats, settings: ReportSettings) -> Gain:
+    """What the means of several splits say of other patients."""
+    return gain_of_repeats(values, ratio=repeats.ratio, units=repeats.units, confidence=settings.confidence)
 
 
 def _mean_of(values: np.ndarray) -> float:
@@ -84,11 +115,12 @@ def _identities(results: pd.DataFrame, of_cells: Sequence[np.ndarray]) -> list[d
 
 def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings) -> pd.DataFrame:
     """Each method against the baseline on one metric, paired by seed and by resample."""
-    columns = [*IDENTITY, "baseline", "metric", "n", "pretrainings", "test_groups"]
+    columns = [*IDENTITY, "baseline", "metric", "n", "pretrainings", "repeats", "test_groups"]
     columns += ["method_mean", "baseline_mean", "gain", "gain_std", "gain_low", "gain_high", "gain_test_low"]
     columns += ["gain_test_high", "smallest_gain", "p_value", "p_holm", "note"]
     results = collected.results
     values, pretrainings = compared_values(collected), results["pretrain_key"].to_numpy()
+    repeats = results["repeat"].to_numpy()
     without = (results["status"] == "done").to_numpy() & np.isnan(values)
     base_of = dict(pairs(collected, settings).tolist())
     of_cells = cells(results)
@@ -104,21 +136,27 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
         if mine:
             differences = values[mine] - values[base]
             row["pretrainings"] = min(len(set(pretrainings[mine])), len(set(pretrainings[base])))
-            seeds = row["pretrainings"] > 1
-            gain = gain_of(
-                differences,
-                found.gains[number],
-                each=found.each_gain[number],
-                units=units,
-                confidence=settings.confidence,
-                seeds=seeds,
-            )
+            row["repeats"] = len(set(repeats[mine]))
             row["gain"], row["gain_std"] = mean_std(differences)
             row["method_mean"], row["baseline_mean"] = values[mine].mean(), values[base].mean()
+            repeated = collected.repeats.get(row["dataset"])
+            if repeated is not None:
+                means = [_of_repeats(of, repeats[mine]) for of in (values[mine], values[base], differences)]
+                row["method_mean"], row["baseline_mean"], row["gain"] = (one.mean() for one in means)
+                gain = _over_repeats(means[2], repeated, settings)
+            else:
+                gain = gain_of(
+                    differences,
+                    found.gains[number],
+                    each=found.each_gain[number],
+                    units=units,
+                    confidence=settings.confidence,
+                    seeds=row["pretrainings"] > 1,
+                )
             row |= {"gain_low": gain.low, "gain_high": gain.high, "p_value": gain.p_value}
             row |= {"gain_test_low": gain.test_low, "gain_test_high": gain.test_high}
             row["smallest_gain"] = gain.smallest
-            row["note"] = "; ".join(_caveats(collected.backbones, row))
+            row["note"] = "; ".join(_caveats(collected.backbones, row, repeated))
         elif without[cell].any():
             row["note"] = f"{row['metric']} does not exist here"
         else:
@@ -181,16 +219,21 @@ def _families(gains: pd.DataFrame, collected: Collected, settings: ReportSetting
     return families
 
 
-def _caveats(backbones: Mapping[tuple[str, str, str], TrainedNet], row: dict[str, Any]) -> list[str]:
+def _caveats(
+    backbones: Mapping[tuple[str, str, str], TrainedNet], row: dict[str, Any], repeats: Repeats | None
+) -> list[str]:
     """What a reader of a gain must know beside its size."""
     caveats = []
-    if row["n"] == 1:
+    if repeats is not None:
+        splits = "one split: no interval" if row["repeats"] == 1 else f"{row['repeats']} repeated splits"
+        caveats.append(splits if repeats.units >= FEWEST_GROUPS else f"{repeats.units} groups: no interval")
+    elif row["n"] == 1:
         caveats.append("one seed")
     elif row["pretrainings"] == 1:
         caveats.append(ONE_PRETRAINING)
     elif row["pretrainings"] < FEW_SEEDS:
         caveats.append(f"{row['pretrainings']} pretrainings")
-    if row["test_groups"] is not None and row["test_groups"] < FEW_GROUPS:
+    if repeats is None and row["test_groups"] is not None and row["test_groups"] < FEW_GROUPS:
         few = "no interval" if row["test_groups"] < FEWEST_GROUPS else "wide intervals"
         caveats.append(f"{row['test_groups']} test groups: {few}")
     mine, base = (backbones.get((row["dataset"], row[name], row["arch"])) for name in ("method", "baseline"))

@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports: a mistake or an installation t
     main("shard")
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import shards
@@ -26,11 +27,16 @@ def run(work: Work) -> Outcome:
 
     Raises:
         shards.InputError: whatever is wrong with the images, labels or splits, in one line.
+        UserError: the splits are to be repeated, and the source gives some.
     """
-    dataset = ShardSpec.model_validate(work.task.spec).dataset
+    spec = ShardSpec.model_validate(work.task.spec)
+    dataset = spec.dataset
     options = options_of(dataset, processes=work.resources.cpus_per_rank)
     write_inventory(work.folder, take_inventory(dataset))  # before an image is read
     index = shards.write(source_of(dataset), work.folder, options, progress=work.progress)
+    given = [split for split in ("val", "test") if split not in index.report.get("splits_made", ())]
+    if spec.pooled and given:
+        raise UserError(given_splits(spec.pooled, given))
     for warning in index.warnings:
         print(f"warning: {warning}", flush=True)
     samples = index.samples
@@ -44,10 +50,18 @@ def run(work: Work) -> Outcome:
     )
 
 
+def given_splits(dataset: str, given: Sequence[str]) -> str:
+    """What to say of a data set whose splits cannot be drawn several times."""
+    return (
+        f"splits.repeats: the source of {dataset} gives splits ({', '.join(given)}), which are the same each"
+        " time; set repeats: 1, or leave the given splits out (split folders, split_column)"
+    )
+
+
 def options_of(dataset: Dataset, *, processes: int = 1) -> shards.ShardOptions:
     """How the experiment file wants a data set written."""
     return shards.ShardOptions(
-        splits=dataset.splits.model_dump(),
+        splits=dataset.splits.model_dump(exclude={"repeats"}),
         seed=dataset.seed,
         resize=dataset.resize,
         duplicates=dataset.duplicates,

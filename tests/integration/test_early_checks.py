@@ -16,6 +16,8 @@ from pipeline.errors import UserError
 from pipeline.experiment_file import load_experiment
 from pipeline.plan import plan
 from pipeline.preflight import preflight
+from pipeline.stages import shard
+from pipeline.stages.work import Work
 from slurm import SlurmError, load_profile
 
 EXPERIMENT = """name: early
@@ -168,3 +170,29 @@ def test_fractions_by_group_are_refused_before_anything_runs_where_there_are_no_
     text = path.read_text().replace("source: folder", "source: csv, group_column: patient")
     path.write_text(text)
     preflight(plan(load_experiment(str(path))))
+
+
+def test_splits_that_are_given_are_not_repeated(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        folders(tmp_path / "data" / split, "a", "b")
+    path = experiment(tmp_path, ("folder,", "folder, splits: {repeats: 2},"))
+    tasks = plan(load_experiment(str(path)))
+    said = r"splits.repeats: the source of early gives splits \(test, train\)"
+    with pytest.raises(UserError, match=said):
+        preflight(tasks)
+    table = experiment(tmp_path, ("folder,", "csv, split_column: fold, splits: {repeats: 2},"))
+    with pytest.raises(UserError, match=r"early.yaml:2: dataset.splits.repeats: .* split_column \(fold\)"):
+        load_experiment(str(table))
+
+
+def test_the_shard_stage_refuses_to_repeat_given_splits_by_itself(tmp_path: Path) -> None:
+    folders(tmp_path / "data" / "train", "a", "b")
+    folders(tmp_path / "data" / "test", "a", "b")
+    path = experiment(
+        tmp_path, ("folder,", "folder, splits: {repeats: 2}, near_duplicates: warn, duplicates: keep,")
+    )
+    task = next(task for task in plan(load_experiment(str(path))) if task.id == "shard/early-r2")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"splits.repeats: the source of early gives splits \(test\)"):
+        shard.run(Work(task=task, folder=folder))

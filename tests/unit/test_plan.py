@@ -202,3 +202,25 @@ def test_images_become_square_as_in_pretraining_unless_fine_tuning_says_otherwis
 def test_no_search_without_need():
     tasks = plan(load_experiment("quickstart", ["methods={supervised: {}, hssl: {options: {head: pool}}}"]))
     assert not [task for task in tasks if task.stage == "search"]
+
+
+def test_repeated_splits_add_tasks_and_change_none():
+    before, after = tasks_of(), tasks_of("dataset.splits.repeats=3")
+    assert {task: before[task].key for task in before} == {
+        task: tasks_of("dataset.splits.repeats=1")[task].key for task in before
+    }
+    assert {task for task in before if before[task].key != after[task].key} == {"aggregate/quickstart"}
+    own = [task for task in before if not task.startswith("aggregate/")]
+    for number in (2, 3):
+        renamed = {task.replace("/digits", f"/digits-r{number}") for task in own}
+        assert renamed <= set(after)
+        assert not {after[task].key for task in renamed} & {before[task].key for task in own}
+        shard = after[f"shard/digits-r{number}"].spec
+        assert (shard["repeat"], shard["pooled"]) == (number, "digits")
+        assert shard["dataset"]["seed"] == number - 1
+        assert after[f"finetune/digits-r{number}-dino-cnn-knn-1pc-s1"].needs == (
+            f"shard/digits-r{number}",
+            f"pretrain/digits-r{number}-dino-cnn-s1",
+        )
+    assert len(after) == 3 * len(own) + 1
+    assert set(own) <= set(tasks_of("dataset.splits.repeats=2")) <= set(after)  # more only add

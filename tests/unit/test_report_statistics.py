@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.coverage import SCORES, STUDIES, Study, of_a_score, without_gain
+from benchmarks.coverage import (
+    REPEATED,
+    SCORES,
+    STUDIES,
+    Repeated,
+    Study,
+    of_a_score,
+    over_repeats,
+    without_gain,
+)
 from pipeline.report.statistics import (
     FEWEST_GROUPS,
     gain_of,
+    gain_of_repeats,
     holm,
     interval_of_mean,
     mean_std,
@@ -152,3 +162,31 @@ def test_p_values_are_below_5_percent_exactly_where_the_interval_excludes_0() ->
         gain = gain_of(values, rng.choice([1e-12, 1e-4, 0.01]), each=0.0, units=units, confidence=0.95)
         assert 0 <= gain.p_value <= 1
         assert (gain.p_value < 0.05) == (not gain.low <= 0 <= gain.high)
+
+
+def test_an_interval_over_repeats_is_the_corrected_resampled_t() -> None:
+    values = np.array([0.1, 0.3, 0.2, 0.4])
+    gain = gain_of_repeats(values, ratio=2 / 7, units=12, confidence=0.95)
+    error = np.sqrt((1 / 4 + 2 / 7) * values.var(ddof=1))
+    half = stats.t.ppf(0.975, 3) * error
+    assert (gain.low, gain.high) == pytest.approx((0.25 - half, 0.25 + half))
+    assert gain.p_value == pytest.approx(2 * stats.t.sf(0.25 / error, 3))
+    assert (gain.p_value < 0.05) == (gain.low > 0)
+    assert np.isnan([gain.test_low, gain.test_high]).all()
+    many = gain_of_repeats(np.tile(values, 10), ratio=2 / 7, units=9, confidence=0.95)
+    error = np.sqrt((1 / 40 + 2 / 7) * np.tile(values, 10).var(ddof=1))
+    assert many.high - 0.25 == pytest.approx(stats.t.ppf(0.975, 8) * error)  # 9 groups, not 40 splits
+    for few in ({"units": FEWEST_GROUPS - 1}, {"ratio": float("nan")}):
+        given = {"ratio": 0.3, "units": 12, "confidence": 0.95} | few
+        assert np.isnan(gain_of_repeats(values, **given).low)
+    assert np.isnan(gain_of_repeats(values[:1], ratio=0.3, units=12, confidence=0.95).high)
+    same = gain_of_repeats([0.0, 0.0], ratio=0.3, units=12, confidence=0.95)
+    assert (same.low, same.high, same.p_value) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("study", [one for one in REPEATED if one.repeats >= 5 and one.train_sd], ids=str)
+def test_intervals_over_repeated_splits_hold_with_few_patients(study: Repeated) -> None:
+    found = over_repeats(study, studies=800)
+    assert found.covered >= 0.92 and found.rejected <= 0.07 and found.score >= 0.92
+    if study.repeats >= 10:  # as if splits were independent: far too narrow
+        assert found.naive < 0.85
