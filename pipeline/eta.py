@@ -2,8 +2,10 @@
 
 A task is expected to take as long as finished ones of its kind: those that differ in seeds alone, else those
 with the same net, protocol and labels. Of a kind that has not run yet, the images that pass through its nets
-are counted (backward counts as two forward), and multiplied by what such a pass took with the same net,
-or with any. Jobs are then placed on the machine in their order, each after those it waits for.
+are counted (backward counts as two forward), and multiplied by what such a pass took with each of the nets,
+or with any: that of a task with several nets is shared out among them. A running task that says how far it
+is tells what others of its kind will take. Jobs are then placed on the machine in their order, each after
+those it waits for.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.manifest import Receipt, Task
@@ -21,6 +23,8 @@ FORWARD, TRAIN = 1.0, 3.0  # passes of an image: forward alone, forward and back
 VIEWS = 2.0  # of an image in a step of a pretraining
 SHARED = 6.0  # frozen protocols of one job that use features which are computed once
 STARTUP_S = 5.0  # of a job, until one has ended
+TELLS = 0.05  # the least share of a running task that tells what the whole will take
+ROUNDS = 50  # of sharing out the time of tasks with several nets
 LEAST_S = 1.0
 Kind = tuple[Any, ...]
 
@@ -53,20 +57,28 @@ class Durations:
     Args:
         tasks: of the experiment.
         receipts: of those that are done, by task id.
+        running: seconds that running tasks will take in all, by task id, where their progress tells.
     """
 
     tasks: Sequence[Task]
     receipts: Mapping[str, Receipt | None]
-    _images: dict[str, dict[str, int]] = field(default_factory=dict)
-    _took: dict[Kind, list[float]] = field(default_factory=dict)
-    _trained: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # net → (seconds, passes)
-    _beside: dict[str, list[float]] = field(default_factory=dict)  # stage → seconds that are no training
+    running: Mapping[str, float] = field(default_factory=dict)
+    _images: dict[str, dict[str, int]] = field(init=False, default_factory=dict)
+    _took: dict[Kind, list[float]] = field(init=False, default_factory=dict)
+    _likely: dict[Kind, list[float]] = field(init=False, default_factory=dict)  # as _took, of running tasks
+    _a_pass: dict[tuple[str, str], float] = field(
+        init=False, default_factory=dict
+    )  # stage and net, or "" → seconds
+    _beside: dict[str, list[float]] = field(
+        init=False, default_factory=dict
+    )  # stage → seconds that are no training
 
     def __post_init__(self) -> None:
         done = [(task, receipt) for task in self.tasks if (receipt := self.receipts.get(task.id)) is not None]
         for task, receipt in done:
             if task.stage == "shard":
                 self._images[task.name] = receipt.metrics.get("samples", {})
+        trained: dict[Kind, tuple[float, float]] = {}  # (stage, net, …) → seconds, passes
         for task, receipt in done:
             for kind in _kinds(task):
                 self._took.setdefault(kind, []).append(receipt.seconds)
@@ -74,24 +86,38 @@ class Durations:
             self._beside.setdefault(task.stage, []).append(max(0.0, receipt.seconds - training))
             passes = receipt.images_seen * _passes_an_image(task)
             if passes and training:
-                for net in (*_nets(task), ""):
-                    self._trained.setdefault(net, []).append((training, passes))
+                _add(trained, (task.stage, *_nets(task)), training, passes)
+        for task in self.tasks:
+            if (seconds := self.running.get(task.id)) is None:
+                continue
+            for kind in _kinds(task)[:-1]:
+                self._likely.setdefault(kind, []).append(seconds)
+            if passes := self._passes(task):
+                _add(trained, (task.stage, *_nets(task)), seconds, passes)
+        self._a_pass = _share_out(trained)
 
     def expected(self, task: Task) -> float | None:
         """Seconds; None while nothing has run that tells."""
         kinds = _kinds(task)
         for kind in kinds[:-1]:
-            if kind in self._took:
-                return _mean(self._took[kind])
-        passes = self._passes(task)
-        for net in (*_nets(task), ""):
-            if passes and net in self._trained:
-                seconds, counted = map(sum, zip(*self._trained[net], strict=True))
-                return _mean(self._beside.get(task.stage, [LEAST_S])) + passes * seconds / counted
+            if found := self._took.get(kind) or self._likely.get(kind):
+                return _mean(found)
+        passes, nets = self._passes(task), list(_nets(task))
+        each = [self._seconds_a_pass(task.stage, net) for net in nets]
+        if passes and None not in each:
+            training = sum(passes / len(nets) * seconds for seconds in each if seconds is not None)
+            return _mean(self._beside.get(task.stage, [LEAST_S])) + training
         if kinds[-1] in self._took:
             return _mean(self._took[kinds[-1]])
         if task.stage == "aggregate":
             return 2.0 + 0.02 * len(self.tasks)
+        return None
+
+    def _seconds_a_pass(self, stage: str, net: str) -> float | None:
+        """Of an image through a net: in this stage, in any, or of any net; None: nothing was trained."""
+        for known in ((stage, net), ("", net), ("", "")):
+            if known in self._a_pass:
+                return self._a_pass[known]
         return None
 
     def _passes(self, task: Task) -> float:
@@ -124,6 +150,8 @@ def seconds_left(
         cpus, gpus: what the machine has for them.
         startup: seconds that a job takes besides its tasks.
     """
+    seen = {job.tasks[0].id: whole for job in jobs if (whole := _seen(job, startup)) is not None}
+    durations = replace(durations, running=seen) if seen else durations
     lengths: dict[str, float] = {}
     for job in jobs:
         length = _length(job, durations, startup)
@@ -141,16 +169,24 @@ def _length(job: JobRun, durations: Durations, startup: float) -> float | None:
     undone = [task for task, receipt in zip(job.tasks, receipts, strict=True) if receipt is None]
     expected = [durations.expected(task) for task in undone]
     elapsed = 0.0 if job.elapsed is None else job.elapsed
-    if job.progress and job.progress >= 0.05 and len(job.tasks) == 1:
-        seen = max(0.0, elapsed - min(startup, elapsed / 2)) / job.progress
-        before = expected[0] if expected else None
-        expected = [seen if before is None else job.progress * seen + (1 - job.progress) * before]
+    seen = _seen(job, startup)
+    if seen is not None and job.progress and undone:
+        before = expected[0]
+        whole = seen if before is None else job.progress * seen + (1 - job.progress) * before
+        return max((1 - job.progress) * whole, LEAST_S)
     if any(seconds is None for seconds in expected):
         return None
     left = sum(seconds for seconds in expected if seconds is not None)
     whole = startup + spent + left
     # What takes longer than expected is taken to need a quarter of a task more.
     return max(whole - elapsed, 0.25 * left / max(1, len(undone)), LEAST_S)
+
+
+def _seen(job: JobRun, startup: float) -> float | None:
+    """Seconds that the only task of a running job will take in all by its progress; None: unknown."""
+    if not job.progress or job.progress < TELLS or job.elapsed is None or len(job.tasks) != 1:
+        return None
+    return max(0.0, job.elapsed - min(startup, job.elapsed / 2)) / job.progress
 
 
 def _place(jobs: Sequence[JobRun], lengths: Mapping[str, float], *, cpus: int, gpus: int) -> dict[str, float]:
@@ -189,6 +225,46 @@ def in_words(seconds: float | None) -> str:
     minutes, rest = divmod(max(1, math.ceil(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"ETA {hours}:{minutes:02d}:{rest:02d}" if hours else f"ETA {minutes}:{rest:02d}"
+
+
+def _add(trained: dict[Kind, tuple[float, float]], kind: Kind, seconds: float, passes: float) -> None:
+    before = trained.get(kind, (0.0, 0.0))
+    trained[kind] = (before[0] + seconds, before[1] + passes)
+
+
+def _share_out(trained: Mapping[Kind, tuple[float, float]]) -> dict[tuple[str, str], float]:
+    """Seconds a pass, by stage and net; of all stages and of all nets under ``""``.
+
+    What several nets took together is shared out by what each is thought to take, again and again, until that
+    agrees with what was measured (the EM algorithm for sums of Poisson variables: Shepp and Vardi 1982).
+
+    Args:
+        trained: (stage, net, …) → seconds of all these nets together, passes through all of them.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for stage in ("", *dict.fromkeys(kind[0] for kind in trained)):
+        seen = [
+            (kind[1:], seconds, passes / (len(kind) - 1))
+            for kind, (seconds, passes) in trained.items()
+            if stage in ("", kind[0]) and len(kind) > 1
+        ]
+        if not seen:
+            continue
+        mean = sum(seconds for _, seconds, _ in seen) / sum(each * len(nets) for nets, _, each in seen)
+        rates = {net: mean for nets, _, _ in seen for net in nets}
+        for _ in range(ROUNDS if any(len(nets) > 1 for nets, _, _ in seen) else 1):
+            took = dict.fromkeys(rates, 0.0)
+            passed = dict.fromkeys(rates, 0.0)
+            for nets, seconds, each in seen:
+                whole = sum(rates[net] for net in nets)
+                for net in nets:
+                    took[net] += seconds * rates[net] / whole if whole else seconds / len(nets)
+                    passed[net] += each
+            rates = {net: took[net] / passed[net] for net in rates}
+        found |= {(stage, net): rate for net, rate in rates.items()}
+        if not stage:
+            found["", ""] = mean
+    return found
 
 
 def _kinds(task: Task) -> list[Kind]:

@@ -14,18 +14,23 @@ from pipeline.manifest import Manifest, Receipt, Task
 from pipeline.preview import planned
 
 IMAGES = {"train": 1257, "val": 180, "test": 360}
-SLOW = ["methods={supervised: {}, simclr: {}, cass_vc: {}}", "pretrain.epochs=40", "pretrain.seeds=first"]
-SLOW += ["seeds=[0, 1]"]
+SLOW = ["methods={supervised: {}, simclr: {}, cass_vc: {}}", "pretrain.epochs=40", "seeds=[0, 1]"]
 
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory) -> dict[str, Manifest]:
     store = tmp_path_factory.mktemp("store")
-    return {
-        "as shipped": planned(load_experiment("quickstart"), store),
-        "long pretrainings": planned(load_experiment("quickstart", SLOW), store),
-        "a job a task": planned(load_experiment("quickstart", ["resources.finetune.tasks_per_job=1"]), store),
+    first, each = "pretrain.seeds=first", "pretrain.seeds=each"
+    alone = "resources.finetune.tasks_per_job=1"
+    settings = {
+        "as shipped": [],
+        "one pretraining": [first],
+        "long pretrainings": [*SLOW, first],
+        "long pretrainings, each seed": [*SLOW, each],
+        "a job a task": [alone, first],
+        "a job a task, each seed": [alone, each],
     }
+    return {name: planned(load_experiment("quickstart", sets), store) for name, sets in settings.items()}
 
 
 def truth(task: Task, chance: random.Random) -> tuple[float, float, int]:
@@ -74,6 +79,7 @@ def simulated(manifest: Manifest, *, cpus: int, startup: float, seed: int) -> li
                 frozenset(names & set(job.after)),
                 job.resources.cpus_per_rank,
                 elapsed=clock - begun[job.name] if begun[job.name] <= clock else None,
+                progress=_progress(job, clock - begun[job.name] - startup, took),
             )
             for job in left
         ]
@@ -103,6 +109,13 @@ def _schedule(jobs: list[Job], took: dict, *, cpus: int, startup: float) -> tupl
     return begun, ends
 
 
+def _progress(job: Job, spent: float, took: dict) -> float | None:
+    """The share that a training says it has done, as ``progress.json`` does."""
+    if spent <= 0 or len(job.tasks) > 1 or job.stage != "pretrain":
+        return None
+    return min(1.0, spent / took[job.tasks[0].id][0])
+
+
 def _receipt(task: Task, seconds: float, training: float, seen: int) -> Receipt:
     return Receipt(
         key=task.key,
@@ -120,7 +133,17 @@ def _receipt(task: Task, seconds: float, training: float, seen: int) -> Receipt:
     )
 
 
-@pytest.mark.parametrize("plan", ["as shipped", "long pretrainings", "a job a task"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "as shipped",
+        "one pretraining",
+        "long pretrainings",
+        "long pretrainings, each seed",
+        "a job a task",
+        "a job a task, each seed",
+    ],
+)
 @pytest.mark.parametrize(("cpus", "startup"), [(2, 1.5), (8, 6.0)])
 def test_time_left_is_right_within_half_of_it_after_a_fifth_of_the_tasks(plans, plan, cpus, startup):
     manifest = plans[plan]
@@ -145,6 +168,37 @@ def test_time_left_follows_a_training_that_takes_longer_than_others_did(plans):
     assert seconds_left(late, Durations([shard], {}), cpus=1) is None
     overdue = [JobRun("a", [task], elapsed=1e6, progress=0.99)]
     assert seconds_left(overdue, durations, cpus=1) >= 1
+
+
+def test_time_of_two_nets_together_is_shared_out_among_them(plans):
+    """Pretrainings of the convolutional net, of the other, of both: 20 s, 50 s and 70 s."""
+    manifest = plans["long pretrainings"]
+    pretrainings = [
+        task for task in manifest.tasks if task.stage == "pretrain" and "supervised" not in task.id
+    ]
+    cnn, vit, both = pretrainings
+    shard = manifest.tasks[0]
+    known = {shard.id: _receipt(shard, 1.0, 0.0, 0)}
+    seen = IMAGES["train"] * 40
+    took = {cnn.id: 20.0, vit.id: 50.0, both.id: 70.0}
+    for missing in pretrainings:
+        receipts = known | {
+            task.id: _receipt(task, took[task.id], took[task.id], seen)
+            for task in pretrainings
+            if task != missing
+        }
+        expected = Durations(manifest.tasks, receipts).expected(missing)
+        assert expected == pytest.approx(took[missing.id], rel=0.05), missing.id
+
+
+def test_running_training_tells_what_others_of_its_kind_will_take(plans):
+    manifest = plans["long pretrainings, each seed"]
+    one, other = (task for task in manifest.tasks if task.id.startswith("pretrain/digits-simclr-vit"))
+    shard = manifest.tasks[0]
+    durations = Durations(manifest.tasks, {shard.id: _receipt(shard, 1.0, 0.0, 0)})
+    jobs = [JobRun("a", [one], elapsed=105.0, progress=0.5), JobRun("b", [other])]
+    assert seconds_left(jobs[1:], durations, cpus=1, startup=5.0) is None
+    assert seconds_left(jobs, durations, cpus=1, startup=5.0) == pytest.approx(305, rel=0.05)
 
 
 def test_jobs_wait_for_those_before_them_and_for_room(plans):
