@@ -26,7 +26,6 @@ from pipeline.preview import planned
 from pipeline.printing import say
 from pipeline.publication import bring_tables
 from pipeline.running import LocalRun, LocalRuns
-from pipeline.stages import GPU_STAGES
 from pipeline.states import ALIVE, pending_tasks
 
 
@@ -219,7 +218,7 @@ class Campaign:
         Raises:
             slurm.SlurmError: it cannot be had here.
         """
-        gpu_there = job.stage in GPU_STAGES and profile.has_gpus(job.stage)
+        gpu_there = job.computes_on_gpu and profile.has_gpus(job.stage)
         return profile.request(job.stage, request_of(job, gpu_there=gpu_there))
 
     def _remember(self, array: list[Job], ids: Sequence[str], submission: slurm.Submission) -> None:
@@ -279,10 +278,10 @@ class Campaign:
 
 
 def request_of(job: Job, *, gpu_there: bool) -> slurm.Request:
-    """What a job asks its cluster for: one GPU a rank where its stage computes on one and is to."""
+    """What a job asks its cluster for: one GPU a rank where its tasks compute on one and are to."""
     resources = job.resources
     wanted = resources.device == "cuda" or (resources.device == "auto" and gpu_there)
-    cuda = wanted and job.stage in GPU_STAGES
+    cuda = wanted and job.computes_on_gpu
     return slurm.Request(
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,

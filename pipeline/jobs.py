@@ -15,6 +15,7 @@ from pipeline.files import chosen_umask
 from pipeline.manifest import Task
 from pipeline.process import set_up_process
 from pipeline.specs import Resources
+from pipeline.stages import computes_on_gpu
 
 PATIENCE_S = 90.0  # for receipts to appear: a network file system remembers for a minute that there was none
 
@@ -38,19 +39,25 @@ class Job:
     def resources(self) -> Resources:
         return Resources.model_validate(self.tasks[0].resources)
 
+    @property
+    def computes_on_gpu(self) -> bool:
+        """Whether its tasks do where there is a GPU; either all or none of them do."""
+        return computes_on_gpu(self.stage, self.tasks[0].spec)
+
 
 def pack(pending: Iterable[Task]) -> list[Job]:
     """Make jobs of tasks, in an order in which every job comes after those it waits for.
 
-    Tasks of one stage with the same needs and resources share a job, ``tasks_per_job`` at most. What a task
-    needs and is not pending is taken to be done.
+    Tasks of one stage with the same needs and resources, all on a GPU or none, share a job, ``tasks_per_job``
+    at most. What a task needs and is not pending is taken to be done.
 
     Args:
         pending: the tasks to run, in plan order.
     """
     groups: dict[tuple, list[Task]] = {}
     for task in pending:
-        groups.setdefault((task.stage, task.needs, repr(sorted(task.resources.items()))), []).append(task)
+        asked = (computes_on_gpu(task.stage, task.spec), repr(sorted(task.resources.items())))
+        groups.setdefault((task.stage, task.needs, *asked), []).append(task)
     jobs: list[Job] = []
     job_of: dict[str, str] = {}
     for tasks in groups.values():
@@ -78,8 +85,8 @@ def arrays(jobs: Iterable[Job], alive: Collection[str] = ()) -> list[list[Job]]:
     groups: dict[tuple, list[Job]] = {}
     for job in jobs:
         waits = () if job.any_outcome else tuple(need for need in job.tasks[0].needs if need in alive)
-        resources = repr(sorted(job.tasks[0].resources.items()))
-        groups.setdefault((job.stage, job.after, waits, resources), []).append(job)
+        asked = (job.computes_on_gpu, repr(sorted(job.tasks[0].resources.items())))
+        groups.setdefault((job.stage, job.after, waits, *asked), []).append(job)
     return list(groups.values())
 
 

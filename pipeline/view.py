@@ -14,7 +14,7 @@ from pipeline.files import open_regular
 from pipeline.manifest import Manifest, Task, read_error
 from pipeline.printing import console, print_table, say
 from pipeline.progress import WARNING_STAGES, warnings_of
-from pipeline.stages import GPU_STAGES, STAGES
+from pipeline.stages import STAGES, computes_on_gpu
 from pipeline.states import ORDER, TaskState, counts
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
     for task in manifest.tasks:
         done = task.id not in pending and manifest.receipt(task) is not None
         state = "done" if done else "to run" if task.id in pending else "not chosen"
-        asked = f"{task.stage in GPU_STAGES} {task.resources}"
+        asked = f"{computes_on_gpu(task.stage, task.spec)} {task.resources}"
         if asked not in resources:
             resources[asked] = _resources(task)
         rows.append((task.id, _few(task.needs), resources[asked], state))
@@ -263,5 +263,5 @@ def _resources(task: Task) -> str:
     each = (
         f"{resources.ranks_per_node} rank{'s' * (resources.ranks_per_node > 1)}" if ranks > 1 else "1 process"
     )
-    device = resources.device if task.stage in GPU_STAGES else "cpu"
+    device = resources.device if computes_on_gpu(task.stage, task.spec) else "cpu"
     return f"{where}{each}, {resources.cpus_per_rank} cpu, {device}, {resources.minutes} min"

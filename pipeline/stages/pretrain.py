@@ -27,6 +27,7 @@ from pipeline.methods.registry import method_info
 from pipeline.nets.cost import cost
 from pipeline.nets.export import export, said_intensity
 from pipeline.specs import PretrainSpec
+from pipeline.stages import computes_on_gpu
 from pipeline.stages.training import batch_warnings, make_nets, read_images, train, train_images
 from pipeline.stages.work import Outcome, Work
 from pipeline.train.distributed import World, join, peak_memory
@@ -54,7 +55,10 @@ def run(work: Work) -> Outcome:
         finite. Interrupted: asked to stop; the checkpoint is written, and the same task goes on from it.
     """
     spec = PretrainSpec.model_validate(work.task.spec)
-    with join(work.ranks, work.resources, on_lost=work.rank_lost) as world:
+    resources = work.resources
+    if not computes_on_gpu(work.task.stage, work.task.spec):  # and its job has asked for none
+        resources = resources.model_copy(update={"device": "cpu"})
+    with join(work.ranks, resources, on_lost=work.rank_lost) as world:
         index = Index.open(work.inputs["shard"][0].folder)
         spec = _decided(spec, work)
         nets = make_nets(spec)

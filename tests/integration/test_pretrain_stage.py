@@ -159,6 +159,12 @@ def test_a_gpu_that_is_not_there_is_one_line(shards, tmp_path):
         pretrain.run(make_work("cass", shards, tmp_path, resources=Resources(device="cuda")))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_method_without_steps_needs_no_gpu_wherever_the_others_run(shards, tmp_path):
+    work = make_work("supervised", shards, tmp_path, archs=("cnn",), resources=Resources(device="cuda"))
+    assert pretrain.run(work).device == "cpu"
+
+
 def test_a_profiled_training_has_the_same_weights_and_says_where_its_time_goes(shards, tmp_path, capsys):
     plain = make_work("cass_vc", shards, tmp_path / "plain")
     profiled = make_work("cass_vc", shards, tmp_path / "profiled", resources=Resources(profile_steps=1))

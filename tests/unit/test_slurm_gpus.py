@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign import request_of
-from pipeline.jobs import Job
+from pipeline.jobs import Job, arrays, pack
 from pipeline.manifest import Task
+from pipeline.methods.registry import METHODS
 from pipeline.specs import Resources
 from pipeline.stages import STAGES
 from slurm import LocalJob, LocalScheduler, Profile, Request, SlurmError, visible_gpus
@@ -32,6 +33,33 @@ def job(stage: str, device: str) -> Job:
 def test_only_stages_that_compute_on_a_gpu_ask_for_one(stage, device):
     expected = int(stage in ("search", "pretrain", "finetune"))
     assert request_of(job(stage, device), gpu_there=True).gpus_per_rank == expected
+
+
+def pretraining(method: str, device: str, *, tasks_per_job: int = 1) -> Task:
+    resources = Resources(device=device, tasks_per_job=tasks_per_job).model_dump(mode="json")
+    return Task(f"pretrain/{method}", "pretrain", {"method": method}, ("shard/a",), "0" * 64, resources)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_pretrainings_without_steps_ask_for_no_gpu(method, device):
+    (made,) = pack([pretraining(method, device)])
+    expected = int(method != "supervised")
+    assert request_of(made, gpu_there=True).gpus_per_rank == expected
+
+
+@pytest.mark.parametrize("tasks_per_job", [1, 16])
+def test_tasks_with_and_without_a_gpu_share_no_job_and_no_array(tasks_per_job):
+    tasks = [
+        pretraining(name, "auto", tasks_per_job=tasks_per_job) for name in ("supervised", "simclr", "cass")
+    ]
+    asked = {
+        task.id: request_of(array[0], gpu_there=True).gpus_per_rank
+        for array in arrays(pack(tasks))
+        for job in array
+        for task in job.tasks
+    }
+    assert asked == {"pretrain/supervised": 0, "pretrain/simclr": 1, "pretrain/cass": 1}
 
 
 @pytest.mark.parametrize(
