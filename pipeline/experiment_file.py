@@ -6,6 +6,7 @@ Imports no torch, so that ``plan``, ``show`` and ``--help`` answer at once on a 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources as package_files
 from pathlib import Path
@@ -18,8 +19,10 @@ from pipeline.errors import UserError, UserErrors, nearest, raise_all
 from pipeline.evaluate.protocols import ALL_METRICS, PROTOCOLS, check_metric
 from pipeline.experiment import Experiment, Json
 from pipeline.methods.registry import METHODS, OptionError, searched_option
-from pipeline.specs import Training
+from pipeline.specs import Dataset, Training
 from pipeline.strict_yaml import read_yaml
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")  # in a name
 
 
 def ready_experiments() -> dict[str, Path]:
@@ -39,6 +42,53 @@ def load_experiment(name: str, settings: Sequence[str] = ()) -> Experiment:
         UserError: anything wrong, with file, line, key and what was expected.
     """
     path = _find(name)
+    given, origin = _read(path, expected="an experiment (keys such as name, dataset, methods)")
+    given.setdefault("name", path.stem)
+    for setting in settings:
+        origin.overridden.append(_apply(given, setting))
+    return _validate(given, origin)
+
+
+def load_dataset(name: str) -> Dataset:
+    """Read a data set alone: a file with its keys, or with them below ``dataset``, or a whole experiment.
+
+    Args:
+        name: the file, or a ready experiment.
+
+    Returns:
+        The data set, named: by its own name, the experiment's, or the file's.
+
+    Raises:
+        UserError: anything wrong, with file, line, key and what was expected.
+    """
+    path = _find(name)
+    given, origin = _read(path, expected="a data set (keys such as source, root)")
+    if given.keys() & {"methods", "backbones", "datasets"}:
+        found = load_experiment(name).all_datasets
+        if len(found) > 1:
+            names = ", ".join(one.name for one in found)
+            raise origin.error(("datasets",), f"expected one data set, found {names}: put one into a file")
+        return found[0]
+    where: tuple[str, ...] = ()
+    if "dataset" in given:
+        where = ("dataset",)
+        others = [key for key in given if key not in ("dataset", "name")]
+        raise_all(
+            [origin.error((key,), "unknown key beside dataset (known here: dataset, name)") for key in others]
+        )
+        given = given["dataset"]
+        if not isinstance(given, dict):
+            raise origin.error(where, f"expected keys such as source, root, found {given!r}")
+    try:
+        dataset = Dataset.model_validate(given)
+    except ValidationError as error:
+        raise_all(_errors(error, Dataset, where, origin))
+        raise
+    return dataset.model_copy(update={"name": dataset.name or _UNSAFE.sub("_", path.stem).lstrip("_.-")})
+
+
+def _read(path: Path, *, expected: str) -> tuple[Json, _Origin]:
+    """The mapping that a YAML file holds, and where its keys are."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -46,14 +96,8 @@ def load_experiment(name: str, settings: Sequence[str] = ()) -> Experiment:
         raise UserError(f"cannot read the experiment {path}: {why}") from None
     given, lines = read_yaml(text, name=str(path))
     if not isinstance(given, dict):
-        raise UserError(
-            f"{path}: expected an experiment (keys such as name, dataset, methods), found no mapping"
-        )
-    given.setdefault("name", path.stem)
-    origin = _Origin(path, lines)
-    for setting in settings:
-        origin.overridden.append(_apply(given, setting))
-    return _validate(given, origin)
+        raise UserError(f"{path}: expected {expected}, found no mapping")
+    return given, _Origin(path, lines)
 
 
 class _Origin:

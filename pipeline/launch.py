@@ -40,6 +40,7 @@ VERBS = {
     "verify": "hash every finished task's files again; --repair plans damaged tasks anew",
     "clean": "list what no experiment in --runs needs of --store; --yes removes it",
     "predict": "what a fine-tuned model says of --images, as a CSV table",
+    "evaluate": "how good the fine-tuned models are on another data set, --dataset",
     "experiments": "list the ready experiments",
     "show": "print the experiment with every default written out",
 }
@@ -93,10 +94,22 @@ def parser() -> argparse.ArgumentParser:
         "--net",
         metavar="WORDS",
         default="",
-        help="predict: which model, such as 'cass_plus vit 10pc'; of several the best by validation",
+        help="predict: which model, such as 'cass_plus vit 10pc'; of several the best by validation;"
+        " evaluate: which models (default: all)",
     )
     made.add_argument(
-        "--out", metavar="FILE", type=Path, help="predict: the table (default: standard output)"
+        "--dataset",
+        metavar="FILE",
+        help="evaluate: the other data set, keys as below dataset in an experiment",
+    )
+    made.add_argument(
+        "--device", metavar="WHERE", help="predict, evaluate: auto | cpu | cuda | cuda:1 (default: auto)"
+    )
+    made.add_argument(
+        "--out",
+        metavar="PATH",
+        type=Path,
+        help="predict: the table (default: standard output); evaluate: the folder for the tables",
     )
     made.add_argument("--json", action="store_true", help="status and plan as JSON")
     return made
@@ -139,7 +152,7 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(
             f"unknown verb {given.verb!r}{nearest(given.verb, VERBS)} (one of {', '.join(VERBS)})"
         )
-    if given.verb in ("status", "cancel", "verify", "predict"):
+    if given.verb in ("status", "cancel", "verify", "predict", "evaluate"):
         return _existing(given)
     if given.verb == "clean":
         from pipeline.cleaning import clean
@@ -226,12 +239,20 @@ def _existing(given: argparse.Namespace) -> int:
         return inspection.status(folder, as_json=given.json)
     if given.verb == "cancel":
         return inspection.cancel(folder)
+    device = given.device or "auto"
     if given.verb == "predict":
         from pipeline.inference.predict import predict
 
         if given.images is None:
             raise UserError("predict needs --images: a folder of images, or a table of their paths")
-        return predict(folder, images=given.images, wanted=given.net, out=given.out)
+        return predict(folder, images=given.images, wanted=given.net, out=given.out, device=device)
+    if given.verb == "evaluate":
+        from pipeline.experiment_file import load_dataset
+        from pipeline.inference.external import evaluate
+
+        if given.dataset is None:
+            raise UserError("evaluate needs --dataset: a file that says where the other images are")
+        return evaluate(folder, load_dataset(given.dataset), wanted=given.net, out=given.out, device=device)
     return inspection.verify(folder, repair=given.repair)
 
 

@@ -71,14 +71,33 @@ def choose(models: Sequence[Kept], wanted: str) -> Kept:
 
     Args:
         models: at least those that may be meant.
-        wanted: words separated by spaces or commas: a method, ``cnn`` or ``vit``, a protocol, a fraction such
-            as ``10pc``, a seed such as ``s0``, a data set, or a task's whole name. None: all models.
+        wanted: see :func:`fitting`.
 
     Raises:
         UserError: no model fits.
     """
+    return max(
+        fitting(models, wanted),
+        key=lambda model: (model.score, model.spec.fraction, model.spec.protocol == WHOLE),
+    )
+
+
+def fitting(models: Sequence[Kept], wanted: str) -> list[Kept]:
+    """The models that some words fit, in their order.
+
+    Args:
+        models: those that may be meant.
+        wanted: words separated by spaces or commas: a method, ``cnn`` or ``vit``, a protocol, a fraction such
+            as ``10pc``, a seed such as ``s0``, a data set, or a task's whole name. None: all models.
+
+    Raises:
+        UserError: no model is there, or none fits.
+    """
     if not models:
-        raise UserError("no model is there: no fine-tuning is done, or finetune.keep is none")
+        raise UserError(
+            "no model is there: no fine-tuning is done, or finetune.keep is none, or its protocols keep none"
+            f" ({', '.join(name for name, info in PROTOCOLS.items() if info.restores)} do)"
+        )
     words = [word.removeprefix("finetune/") for word in wanted.replace(",", " ").split()]
     known = sorted(set().union(*(model.words for model in models)))
     for word in words:
@@ -87,10 +106,22 @@ def choose(models: Sequence[Kept], wanted: str) -> Kept:
             raise UserError(
                 f"--net: no model is of {word!r}{nearest(word, known)} (known: {', '.join(short)})"
             )
-    fitting = [model for model in models if model.words >= set(words)]
-    if not fitting:
+    found = [model for model in models if model.words >= set(words)]
+    if not found:
         raise UserError(f"--net: no model is of all of {', '.join(words)}")
-    return max(fitting, key=lambda model: (model.score, model.spec.fraction, model.spec.protocol == WHOLE))
+    return found
+
+
+def winners(models: Sequence[Kept]) -> list[Kept]:
+    """Of each cell's models the best by validation (of equals the first); with ``keep: all`` all of them."""
+    best: dict[tuple, Kept] = {}
+    for model in models:
+        spec = model.spec
+        cell = (spec.dataset, spec.label, spec.arch, spec.protocol, spec.fraction)
+        if cell not in best or model.score > best[cell].score:
+            best[cell] = model
+    chosen = {model.task.id for model in best.values()}
+    return [model for model in models if model.spec.settings.keep == "all" or model.task.id in chosen]
 
 
 def require_sound(model: Kept) -> None:

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.evaluate.metrics import THRESHOLD
 from pipeline.files import write_atomically
 from pipeline.inference.classifier import Classifier
 from pipeline.inference.kept import Kept, choose, kept_models
 from pipeline.inference.unseen import ImagesSource, find_images, write_like
 from pipeline.manifest import Manifest
-from pipeline.nets.weights import CONFIG, read_config
 from pipeline.printing import say
 from pipeline.specs import ShardSpec
 from shards.index import REJECTED
 from shards.sources import SEPARATOR
 
-HALF = 0.5  # with several labels, a class is predicted above it, as in the tables
 
-
-def predict(runs: Path, *, images: Path, wanted: str = "", out: Path | None = None) -> int:
+def predict(
+    runs: Path, *, images: Path, wanted: str = "", out: Path | None = None, device: str = "auto"
+) -> int:
     """Predict every image below a folder, or of a table, with one model of an experiment.
 
     Args:
@@ -33,6 +33,7 @@ def predict(runs: Path, *, images: Path, wanted: str = "", out: Path | None = No
         images: a folder, a file, or a table with a column of paths.
         wanted: which model; see :func:`pipeline.inference.kept.choose`.
         out: the table to write; None: standard output.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; see :class:`Classifier`.
 
     Returns:
         The exit code: 1 where an image could not be read. Its row has no scores, and says why.
@@ -44,7 +45,7 @@ def predict(runs: Path, *, images: Path, wanted: str = "", out: Path | None = No
     manifest = Manifest.read(runs / "manifest.json")
     model = choose(kept_models(manifest), wanted)
     files = find_images(images, path_column=_path_column(manifest, model))
-    classifier = Classifier(manifest, model)
+    classifier = Classifier(manifest, model, device=device)
     metric = model.spec.settings.select_by
     say(f"model: {model.task.id} (validation {metric} {model.score:.3f})", stderr=True)
     with tempfile.TemporaryDirectory(prefix="predict-") as folder:
@@ -54,7 +55,7 @@ def predict(runs: Path, *, images: Path, wanted: str = "", out: Path | None = No
         rejected = _rejected(Path(folder) / REJECTED)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerows(_table(list(files), answers, rejected, classifier, thresholds_of(model)))
+    rows.writerows(_table(list(files), answers, rejected, classifier))
     if out is None:
         sys.stdout.write(text.getvalue())
     else:
@@ -66,13 +67,6 @@ def predict(runs: Path, *, images: Path, wanted: str = "", out: Path | None = No
         said = f"{len(rejected)} of {len(files)} images could not be read, such as {': '.join(first)}"
         say(f"warning: {said}", stderr=True)
     return int(bool(rejected))
-
-
-def thresholds_of(model: Kept) -> list[float]:
-    """The operating points that validation chose, one a class; none where the model has none."""
-    if not (model.model / CONFIG).is_file():
-        return []
-    return list(read_config(model.model).get("training", {}).get("thresholds", []))
 
 
 def _path_column(manifest: Manifest, model: Kept) -> str:
@@ -91,20 +85,33 @@ def _table(
     answers: Mapping[str, np.ndarray],
     rejected: Mapping[str, str],
     classifier: Classifier,
-    thresholds: Sequence[float],
 ) -> Iterator[list[str]]:
-    """The lines of the table, docs/predict.md. Scores are written so that they read back to the same bits."""
-    classes = classifier.classes
-    above = ["above_threshold"] if thresholds else []
-    yield ["path", "predicted", *above, *(f"score_{name}" for name in classes), "error"]
+    """The lines of the table, docs/predict.md."""
+    header = answer_columns(classifier)
+    yield ["path", *header, "error"]
     for name in names:
-        if name not in answers:
-            yield [name, "", *("" for _ in above), *("" for _ in classes), rejected[name]]
-            continue
-        scores = answers[name]
-        if classifier.multilabel:
-            predicted = SEPARATOR.join(one for one, score in zip(classes, scores) if score > HALF)
+        if name in answers:
+            yield [name, *answer_cells(answers[name], classifier), ""]
         else:
-            predicted = classes[int(scores.argmax())]
-        reached = [SEPARATOR.join(n for n, s, least in zip(classes, scores, thresholds) if s > least)]
-        yield [name, predicted, *(reached if above else []), *(str(score) for score in scores), ""]
+            yield [name, *("" for _ in header), rejected[name]]
+
+
+def answer_columns(classifier: Classifier) -> list[str]:
+    """The columns of a model's answer for an image."""
+    above = ["above_threshold"] if classifier.thresholds else []
+    return ["predicted", *above, *(f"score_{name}" for name in classifier.classes)]
+
+
+def answer_cells(scores: np.ndarray, classifier: Classifier) -> list[str]:
+    """The cells of :func:`answer_columns`. Scores are written so that they read back to the same bits.
+
+    Args:
+        scores: float32 (K,).
+    """
+    classes, thresholds = classifier.classes, classifier.thresholds
+    if classifier.multilabel:
+        predicted = SEPARATOR.join(one for one, score in zip(classes, scores) if score > THRESHOLD)
+    else:
+        predicted = classes[int(scores.argmax())]
+    reached = [SEPARATOR.join(n for n, s, least in zip(classes, scores, thresholds) if s > least)]
+    return [predicted, *(reached if thresholds else []), *(str(score) for score in scores)]

@@ -71,7 +71,12 @@ def _of_table(path: Path, column: str) -> dict[str, Path]:
 
 
 def write_like(
-    source: shards.Source, folder: Path, like: shards.Index, *, processes: int = 1
+    source: shards.Source,
+    folder: Path,
+    like: shards.Index,
+    *,
+    max_rejected: float = 1.0,
+    processes: int = 1,
 ) -> shards.Index:
     """A dataset folder of a test split alone, stored as a training's was: of the same size and grey scale.
 
@@ -79,15 +84,17 @@ def write_like(
         source: the images, with or without labels.
         folder: where to write.
         like: the training's.
+        max_rejected: share of unreadable images above which nothing is written.
         processes: that read and write.
 
     Raises:
-        shards.InputError: no image can be read.
+        shards.InputError: no image can be read, or too few.
     """
     own = like.meta["options"]
     options = shards.ShardOptions(
+        seed=own["seed"],
         resize=own["resize"],
-        max_rejected=1.0,
+        max_rejected=max_rejected,
         intensity=own["intensity"] and tuple(own["intensity"]),
         windows={kind: tuple(window) for kind, window in like.meta["intensity"].items()},
         duplicates="keep",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,47 +12,10 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from kept_models import launch
 from PIL import Image
 
 from shards import Index
-
-EXPERIMENT = """
-name: kept
-dataset: {source: csv, root: ROOT, split_column: split, resize: 24}
-backbones: {cnn: {name: test_resnet}}
-methods: {supervised: {}}
-seeds: [0, 1]
-pretrain: {epochs: 0.1, batch_size: 8, image_size: 16, probe_epochs: null}
-finetune: {protocols: [linear, finetune, knn], fractions: [0.5], max_steps: 2, epochs: 1, batch_size: 8}
-report: {bootstrap: 20}
-"""
-
-
-@pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished experiment on 80 images of two classes: JPEG, PNG, turned by EXIF, of unequal shapes."""
-    root = tmp_path_factory.mktemp("predict")
-    rng = np.random.default_rng(0)
-    lines = ["path,label,split"]
-    (root / "images").mkdir()
-    for number in range(80):
-        pixels = rng.normal((90, 150)[number % 2], 60, (20 + number % 17, 33 - number % 5, 3))
-        image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-        name = f"{number:02}.{'jpg' if number % 3 else 'png'}"
-        exif = image.getexif()
-        exif[0x0112] = 6 if number % 9 == 1 else 1
-        image.save(root / "images" / name, exif=exif)
-        lines.append(f"{name},{'ab'[number % 2]},{('train', 'train', 'val', 'test')[number // 2 % 4]}")
-    (root / "images" / "labels.csv").write_text("\n".join(lines) + "\n")
-    (root / "kept.yaml").write_text(EXPERIMENT.replace("ROOT", str(root / "images")))
-    ran = launch(root, "all", str(root / "kept.yaml"), "--cluster", "local", "--store", str(root / "store"))
-    assert ran.returncode == 0, ran.stderr
-    return root
-
-
-def launch(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.launch", *arguments, "--runs", str(root / "runs")]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def predicted(root: Path, net: str, *arguments: str) -> pd.DataFrame:
