@@ -59,7 +59,7 @@ def render(
         parts += [
             f"## {dataset}: gain over {settings.baseline}",
             f"Mean over seeds of {metric} minus that of `{settings.baseline}` with the same seed, labels and"
-            f" test images [{confidence} interval over other pretrainings and test samples]; p of the same"
+            f" test images [{confidence} interval over other {_others(collected, dataset)}]; p of the same"
             " test. The adjusted p is Holm's over one family, the methods and label fractions that"
             " `report.compare` and `report.compare_protocols` name. The smallest gain is what such a study"
             " shows in four cases of five, if it is there.",
@@ -138,6 +138,10 @@ def _drawn(summary: pd.DataFrame) -> str:
         row += [_number(drawn["num_groups"], ".1f")] if grouped else []
         rows.append([cell.removesuffix(".0") for cell in row])
     return _table(["fraction", "drawn", "labels", *(["groups (patients)"] if grouped else [])], rows)
+
+
+def _others(collected: Collected, dataset: str) -> str:
+    return "groups" if dataset in collected.repeats else "pretrainings and test samples"
 
 
 def _repeats_text(summary: pd.DataFrame, repeats: Repeats, confidence: str) -> str:

@@ -74,10 +74,36 @@ def interval_of_mean(value: float, variance: float, *, units: int, confidence: f
     """
     if units < FEWEST_GROUPS or math.isnan(value) or math.isnan(variance):
         return NAN, NAN
-    variance *= units / (units - 1)
+    t = float(stats.t.ppf((1 + confidence) / 2, units - 1))
+    return _wilson(value, variance * units / (units - 1), units=units, t=t)
+
+
+def score_of_repeats(
+    values: ArrayLike, *, ratio: float, units: int, test_units: int, confidence: float
+) -> tuple[float, float]:
+    """The interval of a score between 0 and 1 over repeated splits.
+
+    Variance and degrees of freedom are those of :func:`gain_of_repeats`, the interval is Wilson's, as
+    :func:`interval_of_mean` has it: where all splits score alike it stays as wide as so few groups ask for.
+
+    Args:
+        values: (J,), the mean score of each split.
+        ratio: groups in test over groups in train.
+        units: groups in the data set.
+        test_units: groups in the test split of any.
+    """
+    array = np.asarray(values, np.float64)
+    if len(array) < 2 or units < FEWEST_GROUPS or math.isnan(ratio):
+        return NAN, NAN
+    variance = (1 / len(array) + ratio) * float(array.var(ddof=1))
+    t = float(stats.t.ppf((1 + confidence) / 2, min(len(array), units) - 1))
+    return _wilson(float(array.mean()), variance, units=test_units, t=t)
+
+
+def _wilson(value: float, variance: float, *, units: int, t: float) -> tuple[float, float]:
+    """Wilson's score interval of a share with this variance; of so many units where there is none to see."""
     inner = value * (1 - value)
     size = inner / variance if variance > 0 and inner > 0 else float(units)
-    t = float(stats.t.ppf((1 + confidence) / 2, units - 1))
     scale = 1 + t**2 / size
     centre = (value + t**2 / (2 * size)) / scale
     half = t / scale * math.sqrt(inner / size + t**2 / (4 * size**2))
@@ -173,8 +199,8 @@ def gain_of_repeats(values: ArrayLike, *, ratio: float, units: int, confidence: 
         units: groups in the data set.
 
     Returns:
-        NaN throughout below two splits or ``FEWEST_GROUPS`` groups; the interval over test samples alone is
-        always NaN.
+        NaN throughout below two splits or ``FEWEST_GROUPS`` groups, or where all splits are alike; the
+        interval over test samples alone is always NaN.
     """
     array = np.asarray(values, np.float64)
     number = len(array)
@@ -182,8 +208,8 @@ def gain_of_repeats(values: ArrayLike, *, ratio: float, units: int, confidence: 
         return Gain(NAN, NAN, NAN, NAN, NAN, NAN)
     mean, freedom = float(array.mean()), min(number, units) - 1
     error = math.sqrt((1 / number + ratio) * float(array.var(ddof=1)))
-    if error <= 0:
-        return Gain(mean, mean, NAN, NAN, 1.0 if mean == 0 else NAN, NAN)
+    if error <= 0:  # no split differs from another: that says nothing of other groups
+        return Gain(NAN, NAN, NAN, NAN, NAN, NAN)
     half = float(stats.t.isf((1 - confidence) / 2, freedom)) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, freedom))
     smallest = half + float(stats.t.ppf(POWER, freedom)) * error

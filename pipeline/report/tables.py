@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ from pipeline.report.statistics import (
     FEW_GROUPS,
     FEW_SEEDS,
     FEWEST_GROUPS,
-    Gain,
     gain_of,
     gain_of_repeats,
     holm,
     interval_of_mean,
     mean_std,
+    score_of_repeats,
 )
 from pipeline.specs import ReportSettings
 
@@ -75,9 +76,10 @@ def summary_table(collected: Collected, found: Bootstrap, settings: ReportSettin
             if row["dataset"] in collected.repeats:
                 of_repeats = _of_repeats(existing, repeats[exists])
                 row["repeats"] = max(row["repeats"], len(of_repeats))
-                spread = _over_repeats(of_repeats, collected.repeats[row["dataset"]], settings)
                 mean = float(of_repeats.mean()) if len(of_repeats) else NAN
-                low, high = max(spread.low, 0.0), min(spread.high, 1.0)  # NaN stays, being first
+                low, high = score_of_repeats(
+                    of_repeats, confidence=settings.confidence, **asdict(collected.repeats[row["dataset"]])
+                )
             else:
                 low, high = interval_of_mean(
                     mean,
@@ -95,11 +97,6 @@ def summary_table(collected: Collected, found: Bootstrap, settings: ReportSettin
 def _of_repeats(values: np.ndarray, repeats: np.ndarray) -> np.ndarray:
     """The mean over the seeds of each split, (J,)."""
     return np.array([values[repeats == number].mean() for number in np.unique(repeats)])
-
-
-def _over_repeats(values: np.ndarray, repeats: Repeats, settings: ReportSettings) -> Gain:
-    """What the means of several splits say of other patients."""
-    return gain_of_repeats(values, ratio=repeats.ratio, units=repeats.units, confidence=settings.confidence)
 
 
 def _mean_of(values: np.ndarray) -> float:
@@ -143,7 +140,12 @@ def gains_table(collected: Collected, found: Bootstrap, settings: ReportSettings
             if repeated is not None:
                 means = [_of_repeats(of, repeats[mine]) for of in (values[mine], values[base], differences)]
                 row["method_mean"], row["baseline_mean"], row["gain"] = (one.mean() for one in means)
-                gain = _over_repeats(means[2], repeated, settings)
+                gain = gain_of_repeats(
+                    means[2],
+                    ratio=repeated.ratio,
+                    units=repeated.units,
+                    confidence=settings.confidence,
+                )
             else:
                 gain = gain_of(
                     differences,
