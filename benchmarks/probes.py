@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.figures import RESULTS, Figure, report
 from benchmarks.pairs import in_turn, ratio
 from pipeline.evaluate.knn import TEMPERATURE, knn_predict
-from pipeline.evaluate.linear import PATIENCE, WEIGHT_DECAYS, pick_weight_decay
+from pipeline.evaluate.linear import WEIGHT_DECAYS, pick_weight_decay
 from pipeline.evaluate.logistic import predict_logits
 from pipeline.evaluate.standardise import SampleSpan, Standardise
 
@@ -87,14 +87,12 @@ def linear_theirs(features: Features) -> float:
     scaler = StandardScaler().fit(features["train"][0])
     train, val, test = (scaler.transform(features[split][0]) for split in ("train", "val", "test"))
     model = LogisticRegression(max_iter=500, warm_start=True)
-    found, best_score, worse = 0.0, -1.0, 0
+    found, best_score = 0.0, -1.0
     for decay in WEIGHT_DECAYS:
         model.C = 1 / (decay * len(train))
         model.fit(train, features["train"][1])
         if (score := model.score(val, features["val"][1])) > best_score:
-            best_score, worse, found = score, 0, model.score(test, features["test"][1])
-        elif (worse := worse + 1) == PATIENCE:
-            break
+            best_score, found = score, model.score(test, features["test"][1])
     return found
 
 
