@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slurm.commands import ask
 from slurm.errors import SlurmError
 from slurm.identity import Submission, Submissions, number_of
+from slurm.nodes import out_of_use
 
 # fmt: off
 FINAL = frozenset([
@@ -20,6 +21,7 @@ FINAL = frozenset([
 # How a job's last start may have ended that Slurm has put back into the queue; accounting then lags behind.
 REQUEUED = frozenset(["BOOT_FAIL", "NODE_FAIL", "PREEMPTED"])
 WHOLE = frozenset(["CANCELLED", "PENDING"])  # states that an array has as a whole
+NODES_DOWN = "Nodes required for job are DOWN"
 REASONS = {
     "AssocGrpCpuLimit": "the account has all the CPUs it may use at once",
     "AssocGrpGRES": "the account has all the GPUs it may use at once",
@@ -35,6 +37,7 @@ REASONS = {
     "JobHeldUser": "held by its user (scontrol release)",
     "JobHoldMaxRequeue": "requeued too often, held (scontrol release)",
     "NodeDown": "a node it needs is down",
+    NODES_DOWN: "nodes it needs are down, drained or reserved",
     "None": "",
     "NonZeroExitCode": "ended with an error",
     "PartitionDown": "the partition is down",
@@ -48,6 +51,8 @@ REASONS = {
     "TimeLimit": "ran into its time limit",
     "launch_failed_requeued_held": "could not be started, held (scontrol release)",
 }
+# With these it may be nodes that are down or drained; the others have a cause of their own.
+FOR_NODES = frozenset([NODES_DOWN, "NodeDown", "None", "ReqNodeNotAvail", "Resources"])
 ENDINGS = ("DependencyNeverSatisfied", "NonZeroExitCode", "TimeLimit")  # the other reasons are for waiting
 
 
@@ -94,8 +99,25 @@ def job_states(ids: Sequence[str], submissions: Submissions | None = None) -> di
     except SlurmError:  # a site without accounting
         known = {}
     if any(state.state not in FINAL - REQUEUED for state in _pick(wanted, known).values()):
-        known |= _states(_from_squeue(), submissions)
+        rows = _from_squeue()
+        known |= _states(rows, submissions)
+        return _with_nodes(_pick(wanted, known), rows)
     return _pick(wanted, known)
+
+
+def _with_nodes(states: Mapping[str, JobState], rows: Iterable[_Row]) -> dict[str, JobState]:
+    """The states; of jobs that may wait for nodes that are down or drained, with what these are."""
+    waiting = [
+        job
+        for row in rows
+        if row.state == "PENDING" and _key(row.reason or "") in FOR_NODES
+        for job in expand(row.job)
+        if job in states and states[job].state == "PENDING"
+    ]
+    found = dict(states)
+    for job, out in out_of_use(waiting).items():
+        found[job] = replace(found[job], reason=f"{found[job].reason or 'waits'}; out of use: {out}")
+    return found
 
 
 def submit_times(numbers: Iterable[str], submissions: Submissions) -> dict[str, str]:
@@ -252,7 +274,12 @@ def _states(rows: Iterable[_Row], submissions: Submissions | None) -> dict[str, 
 
 def _in_words(reason: str) -> str:
     """Slurm's reason as a sentence; one that is not in the list stays as it is."""
-    return REASONS.get(reason.split(",")[0].strip("()"), reason)
+    return REASONS.get(_key(reason), reason)
+
+
+def _key(reason: str) -> str:
+    """The part of a reason that names it. Some versions write sentences, with spaces or underscores."""
+    return reason.split(",")[0].strip("() ").replace(NODES_DOWN.replace(" ", "_"), NODES_DOWN)
 
 
 def expand(job: str) -> list[str]:

@@ -14,13 +14,17 @@ def scontrol(*words: str) -> None:
     subprocess.run(["scontrol", *words], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("kind", ["partition down", "held", "time limit changed"])
+@pytest.mark.parametrize("kind", ["partition down", "held", "time limit changed", "nodes drained"])
 def test_jobs_that_are_kept_from_starting_wait_with_a_reason_and_are_not_submitted_again(slow, testbed, kind):
     try:
         scontrol("update", "PartitionName=main", "State=DOWN")
         slow.launch("pretrain")
         shard = slow.manifest.jobs["shard/slow"]
         expected = "the partition is down"
+        if kind == "nodes drained":
+            scontrol("update", "NodeName=n[1-4]", "State=DRAIN", "Reason=bad disk")
+            scontrol("update", "PartitionName=main", "State=UP")
+            expected = "out of use: 4 of 4 nodes: n1, n2, n3, n4 (drained: bad disk)"
         if kind == "held":
             scontrol("hold", shard)
             scontrol("update", "PartitionName=main", "State=UP")
@@ -35,3 +39,5 @@ def test_jobs_that_are_kept_from_starting_wait_with_a_reason_and_are_not_submitt
     finally:
         slow.launch("cancel", check=None)
         scontrol("update", "PartitionName=main", "State=UP")
+        if kind == "nodes drained":
+            scontrol("update", "NodeName=n[1-4]", "State=RESUME")
