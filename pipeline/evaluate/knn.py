@@ -21,6 +21,9 @@ from pipeline.evaluate.select import classified
 from pipeline.evaluate.standardise import Standardise
 
 TEMPERATURE = 0.07
+SPARE = 8  # candidates beyond the k nearest, since which is the last of those is a matter of rounding
+BATCH = 64  # queries whose candidates are compared at a time, or fewer, so that their features are
+ROOM = 1 << 23  # at most so many numbers
 
 
 @torch.no_grad()
@@ -54,13 +57,43 @@ def knn_predict(
         train_targets.float() if train_targets.ndim == 2 else F.one_hot(train_targets, num_classes).float()
     )
     k = min(k, len(bank))
-    similarity, places = nearest(bank, F.normalize(features.float(), dim=1), k=k, chunk=chunk)
-    weights = (similarity / temperature).softmax(dim=1)  # the vote's weights, already divided by their sum
+    queries = F.normalize(features.float(), dim=1)
+    candidates = min(k + SPARE, len(bank))
+    _, places = nearest(bank, queries, k=candidates, chunk=chunk)
+    at_once = max(1, min(BATCH, ROOM // (candidates * bank.shape[1])))
+    padding = -len(queries) % at_once  # all batches are of one size: so are the bits, in whatever company
+    queries = torch.cat([queries, queries.new_zeros(padding, queries.shape[1])])
+    places = torch.cat([places, places.new_zeros(padding, candidates)])
     shares = [
-        torch.einsum("mk,mkc->mc", some, votes[where])
-        for some, where in zip(weights.split(chunk), places.split(chunk), strict=True)
+        _vote(bank, votes, some, where, k=k, temperature=temperature)
+        for some, where in zip(queries.split(at_once), places.split(at_once), strict=True)
     ]
-    return torch.cat(shares)
+    return torch.cat([votes.new_zeros(0, votes.shape[1]), *shares])[: len(features)]
+
+
+def _vote(
+    bank: Tensor, votes: Tensor, queries: Tensor, places: Tensor, *, k: int, temperature: float
+) -> Tensor:
+    """The vote of the k nearest among candidates, by products in float64.
+
+    Products of float32 depend, in their last bits, on how many queries are asked at once. Where two are the
+    same but for those, the vector that comes first is the nearer one.
+
+    Args:
+        bank: (N, D).
+        votes: (N, K).
+        queries: (M, D).
+        places: int64 (M, C), candidates in the bank.
+
+    Returns:
+        float32 (M, K).
+    """
+    places = places.sort(dim=1).values
+    products = (bank[places].double() @ queries.double()[:, :, None])[:, :, 0]
+    order = products.float().sort(dim=1, descending=True, stable=True).indices[:, :k]
+    weights = (products.gather(1, order) / temperature).softmax(dim=1)  # already divided by their sum
+    chosen = votes[places.gather(1, order)].double()
+    return (weights[:, :, None] * chosen).sum(dim=1).float()
 
 
 def run(problem: Problem) -> Prediction:

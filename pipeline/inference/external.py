@@ -100,7 +100,9 @@ def evaluate(
     write_csv(table, out / "external.csv")
     metric = settings.metric if settings.metric in set(table["metric"]) else METRICS[0]
     title = f"{dataset.name}: models of {runs.name} on another data set"
-    text = render(title, table, metric=metric, confidence=settings.confidence, notes=notes)
+    text = render(
+        title, table, metric=metric, confidence=settings.confidence, notes=list(dict.fromkeys(notes))
+    )
     write_atomically(out / "external.md", printable(text).encode())
     say(text.partition("\n\n")[2].rstrip())
     say(f"\n{len(models)} models on {dataset.name}: {out / 'external.csv'}, external.md and predictions")

@@ -77,3 +77,31 @@ def test_constant_part_and_scale_of_a_feature_do_not_matter_to_the_protocol(monk
     moved = own * torch.tensor([1.0, 5.0, 0.2, 1.0]) + torch.tensor([30.0, 0.0, 0.0, -50.0])
     np.testing.assert_allclose(found(moved), found(own), atol=1e-3)
     assert knn.run(problem).test["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("width", [5, 64, 200])
+def test_a_vote_has_the_same_bits_in_whatever_company(width: int) -> None:
+    """Also where training images lie twice, with other labels, right at the last of the k."""
+    generator = torch.Generator().manual_seed(width)
+    bank = torch.randn(500, width, generator=generator)
+    bank = torch.cat([bank, bank])
+    targets = torch.randint(0, 3, (1000,), generator=generator)
+    queries = torch.randn(700, width, generator=generator)
+    every = knn_predict(bank, targets, queries, k=7, num_classes=3)
+    alone = [knn_predict(bank, targets, one[None], k=7, num_classes=3) for one in queries[:40]]
+    assert torch.equal(torch.cat(alone), every[:40])
+    for start, stop in ((0, 1), (3, 300), (100, 433), (5, 700)):
+        some = knn_predict(bank, targets, queries[start:stop], k=7, num_classes=3)
+        assert torch.equal(some, every[start:stop])
+
+
+def test_the_way_that_neighbours_are_found_changes_no_bit(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(6000, 32, generator=generator)
+    targets = torch.randint(0, 3, (6000,), generator=generator)
+    queries = torch.randn(300, 32, generator=generator)
+    found = []
+    for rounded in (False, True):
+        monkeypatch.setattr("pipeline.evaluate.neighbours.worthwhile", lambda *_, way=rounded: way)
+        found.append(knn_predict(bank, targets, queries, k=5, num_classes=3))
+    assert torch.equal(*found)
