@@ -86,6 +86,7 @@ def _run(problem: Problem, *, masks: bool) -> Prediction:
         test=test.metrics(),
         arrays=test.arrays(),
         best_epoch=trained.best_epoch,
+        chosen={"steps_capped": trained.capped},
         log=trained.log,
         images_seen=trained.images_seen,
     )

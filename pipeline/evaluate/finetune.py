@@ -1,8 +1,9 @@
 """Fine-tuning: the whole net with a classifier, light augmentation, the epoch picked by validation.
 
-The classifier begins as the linear probe's, and the net as it is before the first step is among the epochs
-that validation picks from (Kumar et al. 2022, arXiv 2202.10054: linear probing, then fine-tuning). So a
-training that is too short, or spoils the features, ends where the probe ends.
+The classifier begins as the linear probe's (Kumar et al. 2022, arXiv 2202.10054: linear probing, then
+fine-tuning), and the net as it is before the first step is left only for an epoch that is better on
+validation beyond chance. So a training that is too short, or spoils the features, ends where the probe ends,
+and so does one of few labels whose validation images cannot tell.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from pipeline.evaluate.images import images_of, plain_batches
 from pipeline.evaluate.linear import probe
 from pipeline.evaluate.losses import class_weights, make_loss
 from pipeline.evaluate.problem import Classify, Prediction, Problem, Split, reproducible
-from pipeline.evaluate.select import classified, validation_score
+from pipeline.evaluate.select import classified, gains_beyond_chance, validation_score
 from pipeline.evaluate.training import train
 from pipeline.nets.backbone import Net
 from pipeline.nets.export import Classifier, export, load_exported
+
+WARMUP = 0.1  # of the steps
 
 
 def run(problem: Problem) -> Prediction:
@@ -64,13 +67,20 @@ def _run(problem: Problem) -> Prediction:
         return val, *validation_score(problem, val)
 
     trained = train(
-        problem, net, images=images, where=where, loss_of=loss, validate=validate, from_start=probed
+        *(problem, net),
+        images=images,
+        where=where,
+        loss_of=loss,
+        validate=validate,
+        warmup=WARMUP,
+        surpasses=partial(gains_beyond_chance, problem) if probed else None,
     )
     return classified(
         problem,
         val=trained.best_val,
         test=predict(problem, problem.test, net=net),
         best_epoch=trained.best_epoch,
+        chosen={"steps_capped": trained.capped},
         log=trained.log,
         images_seen=trained.images_seen,
         save=partial(_save, net, settings.fit),

@@ -60,6 +60,7 @@ def _run(problem: Problem) -> Prediction:
         val=trained.best_val,
         test=predict(problem, model, problem.test, image_size=size),
         best_epoch=trained.best_epoch,
+        chosen={"steps_capped": trained.capped},
         log=trained.log,
         images_seen=trained.images_seen,
     )

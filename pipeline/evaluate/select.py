@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from pipeline.evaluate.metrics import evaluate
 from pipeline.evaluate.problem import Prediction, Problem
 from pipeline.evaluate.protocols import check_metric
 from pipeline.evaluate.thresholds import thresholds
+
+RESAMPLES = 100  # of the validation images
+BEYOND_CHANCE = 1.64  # standard errors
 
 
 def validation_score(problem: Problem, probabilities: np.ndarray) -> tuple[dict[str, float], float]:
@@ -40,6 +44,39 @@ def score_of(
     """
     metrics = evaluate(probabilities, targets)
     return picked(problem, metrics, lacking="either positives or negatives of every class")
+
+
+def gains_beyond_chance(problem: Problem, before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether predictions for the validation split are better than others beyond chance.
+
+    The gain in the metric that ``select_by`` names must exceed 1.64 standard errors (one-sided, 5 %), which a
+    paired bootstrap over the validation groups gives: images of one group are drawn together.
+
+    Args:
+        before, after: (N, K) probabilities.
+    """
+    targets = problem.val.targets.numpy()
+    groups = problem.index.samples["group"].to_numpy()[problem.val.rows]
+    units = np.unique(
+        [f"group {group}" if group else str(place) for place, group in enumerate(groups)], return_inverse=True
+    )[1]
+    members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
+    name = check_metric(problem.settings.select_by, task=problem.index.task, key="select_by")
+
+    def gain(chosen: np.ndarray) -> float:
+        old, new = (evaluate(found[chosen], targets[chosen])[name] for found in (before, after))
+        return new - old
+
+    rng = np.random.default_rng(problem.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scikit-learn, where a draw lacks a class
+        drawn = [
+            gain(np.concatenate([members[unit] for unit in rng.integers(0, len(members), len(members))]))
+            for _ in range(RESAMPLES)
+        ]
+    known = [value for value in drawn if not math.isnan(value)]
+    error = float(np.std(known, ddof=1)) if len(known) > 1 else math.inf
+    return gain(np.arange(len(targets))) > BEYOND_CHANCE * error
 
 
 def picked(problem: Problem, metrics: dict[str, float], *, lacking: str) -> tuple[dict[str, float], float]:

@@ -30,6 +30,7 @@ class Trained(Generic[Found]):
     Attributes:
         best_val: what was predicted for the validation split at the best epoch.
         best_epoch: whose weights the net has now.
+        capped: whether ``max_steps`` ended the training while validation still rose: the last epoch is best.
         log: one entry an epoch.
         images_seen: over all epochs.
     """
@@ -38,6 +39,7 @@ class Trained(Generic[Found]):
     best_epoch: int
     log: list[dict[str, Any]]
     images_seen: int
+    capped: bool
 
 
 def train(
@@ -50,7 +52,7 @@ def train(
     validate: Validate[Found],
     warmup: float = 0,
     clip_grad: float | None = None,
-    from_start: bool = False,
+    surpasses: Callable[[Found, Found], bool] | None = None,
 ) -> Trained[Found]:
     """Train, and leave the net with the weights of the epoch that scored best.
 
@@ -64,7 +66,9 @@ def train(
         validate: what the net predicts for the validation split, its metrics, and the one that counts.
         warmup: share of the steps in which the learning rate rises.
         clip_grad: largest norm of all gradients together.
-        from_start: whether the net as it is now may be the best: epoch 0.
+        surpasses: where given, the net as it is now is epoch 0 and stays the best unless the best other
+            epoch surpasses it: ``surpasses(at the start, at that epoch)``, of what they predict for the
+            validation split.
 
     Raises:
         UserError: the loss is no longer a number.
@@ -80,9 +84,10 @@ def train(
     best: dict[str, Tensor] = {}
     best_val: Found
     log: list[dict[str, Any]] = []
-    if from_start:
+    if surpasses is not None:
         best_val, metrics, best_score = validate()
         best = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        start, start_val = best, best_val
         log.append({"epoch": 0, "step": 0, "loss": None, "lr": settings.lr, "val": metrics})
     for epoch in range(epochs):
         net.train()
@@ -123,8 +128,11 @@ def train(
             best = {name: value.detach().clone() for name, value in net.state_dict().items()}
         elif score < best_score and (worse := worse + 1) == settings.patience:  # what ties says nothing yet
             break
+    capped = step == settings.max_steps and best_epoch == log[-1]["epoch"] and epochs < settings.epochs
+    if surpasses is not None and best_epoch and not surpasses(start_val, best_val):
+        best_epoch, best, best_val = 0, start, start_val
     net.load_state_dict(best)
-    return Trained(best_val, best_epoch, log, seen)
+    return Trained(best_val, best_epoch, log, seen, capped)
 
 
 @contextmanager

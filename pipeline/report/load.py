@@ -315,6 +315,7 @@ def _result_row(entry: Entry, spec: FinetuneSpec, by_id: dict[str, Entry]) -> di
     if entry.receipt is not None:
         row |= {name: entry.receipt.metrics[name] for name in ("num_labels", "num_val")}
         row |= {name: entry.receipt.metrics.get(name) for name in ("num_groups", "fraction_drawn")}
+        row["steps_capped"] = entry.receipt.metrics.get("steps_capped")
         row |= entry.receipt.metrics["test"]
         row |= {f"val_{name}": value for name, value in entry.receipt.metrics["val"].items()}
     return row
@@ -324,12 +325,13 @@ def _ordered(rows: list[dict[str, Any]], metrics: tuple[str, ...], methods: list
     """The rows as a frame whose order depends on the experiment alone."""
     validation = [f"val_{metric}" for metric in metrics]
     columns = [*IDENTITY, *DRAWN, "num_val", *RUN, "status", *metrics, *validation, "collapsed"]
-    columns += ["task_key", "pretrain_key"]
+    columns += ["steps_capped", "task_key", "pretrain_key"]
     frame = pd.DataFrame(rows, columns=columns)
     for count in ("num_labels", "num_groups", "num_val"):
         frame[count] = frame[count].astype("Int64")
     frame["fraction_drawn"] = frame["fraction_drawn"].astype("float64")
-    frame["collapsed"] = frame["collapsed"].astype("boolean")
+    for flag in ("collapsed", "steps_capped"):
+        frame[flag] = frame[flag].astype("boolean")
     for metric in (*metrics, *validation):
         frame[metric] = frame[metric].astype("float64")
     place = {method: position for position, method in enumerate(methods)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -358,6 +359,15 @@ def _notes(collected: Collected, summary: pd.DataFrame) -> str:
         notes.append(
             f"{COLLAPSED} the pretraining collapsed: the health monitor found images alike to its loss"
             f" (receipts of {', '.join(_collapsed(collected))})."
+        )
+    results = collected.results
+    capped = results[results["steps_capped"].fillna(False).to_numpy(bool)]
+    if len(capped):
+        counts = Counter(f"{row['protocol']} at {row['fraction']:.0%}" for _, row in capped.iterrows())
+        cells = ", ".join(f"{cell}: {count}" for cell, count in sorted(counts.items()))
+        notes.append(
+            f"`finetune.max_steps` ended {len(capped)} trainings while validation still rose ({cells}):"
+            " with more steps they may score higher (`steps_capped` in results.csv)."
         )
     if (summary["n"] == 1).any():
         notes.append("With one seed there is no spread over seeds; intervals are over test samples only.")

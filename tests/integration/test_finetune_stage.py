@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,8 @@ from PIL import Image
 import shards
 from pipeline.errors import UserError
 from pipeline.evaluate import features, images, linear
+from pipeline.evaluate.problem import Split
+from pipeline.evaluate.select import gains_beyond_chance
 from pipeline.manifest import Receipt, Task
 from pipeline.nets.backbone import create_backbone
 from pipeline.nets.export import export
@@ -382,6 +386,49 @@ def test_images_of_one_patient_are_in_one_fold() -> None:
     assert len(set(folds[:10])) > 1 and np.ptp(np.bincount(folds)) <= 6
     assert np.bincount(folds[targets == 1], minlength=5).min() >= 6  # of about 10
     assert set(linear.folds_of(targets, np.full(100, "one"))) == set(range(5))
+
+
+def test_the_start_is_left_only_for_a_gain_beyond_chance() -> None:
+    """Of 40 images, 25 right are no better than 23 beyond chance, and 38 are; 10 of one patient are not."""
+    truth = torch.arange(40) % 3
+
+    def right(count: int, seed: int) -> np.ndarray:
+        answers = truth.numpy().copy()
+        wrong = np.random.default_rng(seed).permutation(40)[count:]
+        answers[wrong] = (answers[wrong] + 1) % 3
+        return np.eye(3)[answers]
+
+    def gains(before: np.ndarray, after: np.ndarray, groups: list[str]) -> bool:
+        problem: Any = SimpleNamespace(
+            index=SimpleNamespace(samples=pd.DataFrame({"group": groups}), task="multiclass"),
+            val=Split(np.arange(40), truth),
+            settings=FinetuneSettings(select_by="accuracy"),
+            seed=0,
+        )
+        return gains_beyond_chance(problem, before, after)
+
+    alone = [""] * 40
+    assert not gains(right(23, 0), right(25, 1), alone)
+    assert gains(right(23, 0), right(38, 1), alone)
+    assert not gains(right(38, 1), right(23, 0), alone)
+    lucky = right(23, 0)
+    lucky[:10] = np.eye(3)[truth[:10]]  # all of the gain in one patient of four
+    assert not gains(right(23, 0), lucky, [f"p{place // 10}" for place in range(40)])
+
+
+def test_steps_that_end_too_early_are_told_of(store: Path, tmp_path: Path) -> None:
+    settings = {
+        "epochs": 50,
+        "max_steps": 12,
+        "lr": 1e-3,
+        "head": "random",
+        "augment": "none",
+        "patience": None,
+    }
+    short, _ = run(store, tmp_path / "short", protocol="finetune", arch="vit", settings=settings)
+    assert short["steps_capped"] == (short["best_epoch"] == 2)
+    whole, _ = run(store, tmp_path / "whole", protocol="finetune", settings={"epochs": 2, "head": "random"})
+    assert whole["steps_capped"] is False
 
 
 @pytest.mark.parametrize("data", ["single", "several"])
