@@ -95,7 +95,9 @@ def _require_groups(dataset: str, listing: Listing) -> None:
     from pipeline.data.fractions import no_groups
     from shards.codec import DICOM_SUFFIXES, SUFFIXES
 
-    suffixes = {PurePosixPath(sample.path).suffix.lower() for sample in listing.samples}
+    suffixes = {
+        PurePosixPath(sample.path).suffix.lower() for sample in listing.samples if sample.location is not None
+    }
     known = all(suffix in SUFFIXES - DICOM_SUFFIXES for suffix in suffixes)
     if known and not any(sample.group for sample in listing.samples):
         raise UserError(no_groups(dataset))

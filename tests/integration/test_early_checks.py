@@ -160,6 +160,8 @@ def test_fractions_by_group_are_refused_before_anything_runs_where_there_are_no_
     ran = launch(tmp_path, "all", str(path), "--cluster", "local")
     assert ran.returncode == 2 and "finetune.fractions_by" in ran.stderr and ran.stderr.count("\n") == 1
     assert not list((tmp_path / "store").glob("*/*"))
+    with pytest.raises(UserError, match="and digits has none"):  # images that are no files
+        preflight(plan(load_experiment("quickstart", ["finetune.fractions_by=group"])))
     source = shards.FolderSource(tmp_path / "data")
     shards.write(source, tmp_path / "shards", shards.ShardOptions(processes=1))
     later = [task for task in tasks if task.stage != "shard"]
