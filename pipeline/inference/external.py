@@ -143,7 +143,7 @@ def _try(
             _identity(model)
             | {"metric": score.metric, "class": score.of, "threshold": score.threshold}
             | {"value": score.value, "low": score.low, "high": score.high}
-            | {"groups": tried.scorer.units, "images": len(index), "test": inside[score.metric, score.of]}
+            | {"groups": score.groups, "images": score.images, "test": inside[score.metric, score.of]}
             for score in found
         ]
         mine = list(_identity(model).values())

@@ -28,6 +28,7 @@ class Score:
         of: the class that it is of; "" for all.
         threshold: of that class's score; None where none is used.
         low, high: NaN where there are too few groups, or it does not exist.
+        groups, images: that it rests on: of sensitivity those with the class, of specificity those without.
     """
 
     metric: str
@@ -36,6 +37,8 @@ class Score:
     value: float
     low: float
     high: float
+    groups: int
+    images: int
 
 
 class Scorer:
@@ -73,10 +76,11 @@ class Scorer:
         names = METRICS_OF["multilabel" if self.targets.ndim == 2 else "multiclass"]
         if not self._parts:
             self._parts = [Resamples(whole, weights) for weights in self._weights()]
+        every = np.ones(len(self.targets), bool)
         drawn = [part.metrics(names, [whole]) for part in self._parts]
         for name in names:
             resampled = np.concatenate([part[name][0] for part in drawn])
-            yield self._score(name, "", None, values[name], resampled)
+            yield self._score(name, "", None, values[name], resampled, every)
         for k, threshold in enumerate(thresholds):
             positive = self.targets[:, k] > 0 if self.targets.ndim == 2 else self.targets == k
             above = probabilities[:, k] > threshold
@@ -86,7 +90,7 @@ class Scorer:
             ):
                 whole_share = _share(np.ones((1, len(of)), np.float32), right, of)[0]
                 resampled = np.concatenate([_share(weights, right, of) for weights in self._weights()])
-                yield self._score(name, self.classes[k], threshold, whole_share, resampled)
+                yield self._score(name, self.classes[k], threshold, whole_share, resampled, of)
 
     def _weights(self) -> Iterator[np.ndarray]:
         """The resamples (B, N), some at a time, as :mod:`pipeline.report.bootstrap` draws them."""
@@ -97,12 +101,22 @@ class Scorer:
             yield resample_weights(self._groups, count=count, draws=size, seed=SEED + number)
 
     def _score(
-        self, name: str, of: str, threshold: float | None, value: float, resampled: np.ndarray
+        self,
+        name: str,
+        of: str,
+        threshold: float | None,
+        value: float,
+        resampled: np.ndarray,
+        counted: np.ndarray,
     ) -> Score:
+        """A score with its interval, whose width goes by the groups of the images that are counted, (N,)."""
         existing = resampled[~np.isnan(resampled)]
         variance = float(existing.var(ddof=1)) if len(existing) > 1 else float("nan")
-        low, high = interval_of_mean(float(value), variance, units=self.units, confidence=self._confidence)
-        return Score(name, of, threshold, float(value), low, high)
+        images = int(counted.sum())
+        named = None if self._groups is None else [g for g, there in zip(self._groups, counted) if there]
+        units = number_of_groups(named, images)
+        low, high = interval_of_mean(float(value), variance, units=units, confidence=self._confidence)
+        return Score(name, of, threshold, float(value), low, high, units, images)
 
 
 def _share(weights: np.ndarray, right: np.ndarray, of: np.ndarray) -> np.ndarray:

@@ -45,10 +45,24 @@ def test_values_and_intervals_are_those_of_images_repeated_as_drawn(several: boo
             right = (scores[:, k] > 0.4) == truth
             shares = [right[rows][side[rows]].mean() for rows in repeated]
             value = right[side].mean()
-            low, high = interval_of_mean(value, np.var(shares, ddof=1), units=20, confidence=0.9)
-            one = found[metric, name]
+            one, units = found[metric, name], len({groups[row] for row in np.flatnonzero(side)})
+            low, high = interval_of_mean(value, np.var(shares, ddof=1), units=units, confidence=0.9)
+            assert (one.groups, one.images) == (units, side.sum())
             assert (one.value, one.low, one.high) == pytest.approx((value, low, high), abs=1e-6)
             assert one.threshold == 0.4
+
+
+def test_sensitivity_rests_on_the_patients_with_the_class() -> None:
+    """All of 10 patients of 100 are found: that says no more than 10 of 10, and of 5 nothing."""
+    for number, exists in ((10, True), (5, False)):
+        targets = (np.arange(100) < number).astype(np.int64)
+        scores = np.stack([targets == 0, targets == 1], axis=1).astype(np.float32)
+        scorer = Scorer(targets, None, classes=["a", "b"], settings=SETTINGS)
+        found = {(one.metric, one.of): one for one in scorer.scores(scores, [0.5, 0.5])}
+        one = found["sensitivity", "b"]
+        assert one.value == 1 and one.groups == number
+        expected = interval_of_mean(1.0, 0.0, units=number, confidence=0.9)
+        assert (one.low, one.high) == expected if exists else np.isnan(one.low)
 
 
 def test_a_class_without_images_has_no_sensitivity() -> None:
