@@ -131,6 +131,16 @@ class Testbed:
         self._start_controller()
         wait_until(self._nodes_ready, "slurmctld", log=self.log / "slurmctld.log")
 
+    def lose_accounting(self) -> None:
+        """Kill slurmdbd, as a crash does: sacct fails from now on."""
+        self._kill("slurmdbd")
+
+    def bring_back_accounting(self) -> None:
+        """Start slurmdbd again, and wait until sacct answers; slurmctld hands in what it has kept."""
+        log = self.log / "output.log"
+        self._add(start("slurmdbd", ["slurmdbd", "-D"], log=log, environment=self.environment))
+        wait_until(lambda: succeeds(["sacct"], self.environment), "slurmdbd", log=self.log / "slurmdbd.log")
+
     def _kill(self, name: str) -> None:
         """Kill a daemon and forget it."""
         killed = [daemon for daemon in self.daemons() if daemon.name == name]

@@ -67,6 +67,7 @@ class Slow:
 
     def __init__(self, folder: Path, *settings: str) -> None:
         self.folder, self.settings = folder, settings
+        self.experiment = EXPERIMENT
         self.pauses: list[Pause] = []
         self.profile = folder / "cluster.yaml"
         self.write_profile()
@@ -79,7 +80,7 @@ class Slow:
         places = ["--store", str(self.folder / "store"), "--runs", str(self.folder / "runs")]
         sets = [word for setting in self.settings for word in ("--set", setting)]
         where = [] if verb in ("status", "cancel", "verify") else ["--cluster", cluster or str(self.profile)]
-        name = "slow" if verb in ("status", "cancel", "verify") else str(EXPERIMENT)
+        name = "slow" if verb in ("status", "cancel", "verify") else str(self.experiment)
         return [sys.executable, "-m", "pipeline.launch", verb, name, *places, *sets, *where, *arguments]
 
     def launch(

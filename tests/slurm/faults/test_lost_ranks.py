@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -24,6 +26,40 @@ def test_killed_rank_ends_the_other_and_the_same_command_goes_on(slow, undisturb
     assert slow.wait_for_end() == "COMPLETED"
     assert [pause.repeated <= INTERVAL + 2 for pause in slow.pauses] == [True], slow.pauses
     assert slow.bits() == undisturbed
+
+
+def test_rank_that_stands_still_for_a_minute_goes_on_where_it_was(slow, undisturbed):
+    slow.launch("pretrain")
+    slow.wait_for_step(INTERVAL + 5)
+    held = slow.ranks()[1][0]
+    os.kill(held, signal.SIGSTOP)
+    try:
+        time.sleep(2)
+        step = slow.step()
+        time.sleep(63)
+        assert slow.step() == step and slow.state() == "RUNNING"
+        assert "running: pretrain/slow" in slow.launch("status").stdout
+    finally:
+        os.kill(held, signal.SIGCONT)
+    assert slow.wait_for_end() == "COMPLETED"
+    assert slow.resumed_at() == [] and slow.bits() == undisturbed
+
+
+def test_rank_that_stands_still_for_good_is_named_and_ended(slow, undisturbed):
+    silence = 15
+    slow.settings = (f"resources.pretrain={{nodes: 2, minutes: 10, silence_seconds: {silence}}}",)
+    slow.launch("pretrain")
+    slow.wait_for_step(INTERVAL + 5)
+    held, node = slow.ranks()[1]
+    os.kill(held, signal.SIGSTOP)
+    error = slow.pretraining / "error.json"
+    until(error.exists, "an error", 4 * silence)
+    assert json.loads(error.read_text())["message"] == f"rank 1 on {node} has not been heard for {silence} s"
+    until(lambda: not slow.ranks(), "the end of both ranks", 60)
+    assert slow.wait_for_end(60) == "FAILED"
+    slow.launch("pretrain")
+    assert slow.wait_for_end() == "COMPLETED"
+    assert len(slow.resumed_at()) == 1 and slow.bits() == undisturbed
 
 
 def test_lost_node_is_replaced_by_slurm_itself(slow, undisturbed, testbed):
