@@ -153,7 +153,7 @@ class Dataset(Strict):
     mask_column: str | None = None  # csv: paths of masks below root, for segmentation
     images: str | None = None  # masks, coco, voc: folder below root; {split} stands for a split's name
     masks: str | None = None  # masks: folder below root
-    mask_suffix: str | None = None  # masks: after the image's name in the mask's, such as _mask
+    mask_suffix: str | None = None  # masks: after the image's name in the mask's: _mask, .png
     mask_classes: dict[str, MaskValue] | None = None  # default: a class for each value that occurs
     mask_ignore: list[MaskValue] | None = None  # values of no class; default: 255 beside 0, 1, 2 …
     annotations: str | None = None  # coco: JSON file, voc: folder with XML files, below root

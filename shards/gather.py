@@ -25,6 +25,7 @@ MASK_FOLDERS = frozenset(
     {"mask", "masks", "label", "labels", "segmentation", "segmentations", "gt", "annotations"}
 )
 FEWEST_MASKS, MASK_SHARE = 3, 0.1  # below, names may happen to be like that
+TWINS = 0.9  # of the images of a suffix have others' names: they are something else of the same
 SHOWN = 8  # kinds of files named in a warning
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 
@@ -108,13 +109,43 @@ def refuse_masks(samples: Sequence[Sample], excluded: Sequence[str] = ()) -> lis
         ):
             found.append(path)
     if not found:
-        return []
+        return _refuse_twins(samples)
     patterns = [*excluded, *sorted({_pattern(path) for path in found})]
     line = (
         f"{len(found)} of {len(samples)} images look like masks of others, such as {found[0]}: leave them"
         f" out (exclude: {json.dumps(patterns)}), or read them as masks (source: masks)"
     )
     if len(found) >= FEWEST_MASKS and len(found) >= MASK_SHARE * len(samples):
+        raise InputError(line)
+    return [line]
+
+
+def _refuse_twins(samples: Sequence[Sample]) -> list[str]:
+    """Refuse images that all have the names of others with another suffix (``1.bmp``, ``1.png``).
+
+    They are masks, or copies.
+
+    Returns:
+        A line where only some have.
+    """
+    suffixes: dict[str, list[str]] = {}
+    for sample in samples:
+        stem = _stem(sample.path)
+        suffixes.setdefault(stem, []).append(sample.path[len(stem) :])
+    twins = {stem: found for stem, found in suffixes.items() if len(found) > 1}
+    if not twins:
+        return []
+    stem, found = next(iter(twins.items()))
+    all_of = Counter(suffix for several in suffixes.values() for suffix in several)
+    shared = Counter(suffix for several in twins.values() for suffix in several)
+    suffix = max(shared, key=lambda suffix: (shared[suffix] / all_of[suffix], shared[suffix], suffix))
+    line = (
+        f"{len(twins)} names of images are there with several suffixes, such as {stem}{found[0]} and"
+        f" {stem}{found[1]}: leave one kind out (exclude: {json.dumps([f'*{suffix}'])}), or, if they are"
+        f" masks, read them so (source: masks, mask_suffix: {suffix})"
+    )
+    least = max(FEWEST_MASKS, MASK_SHARE * len(samples), TWINS * all_of[suffix])
+    if shared[suffix] >= least:
         raise InputError(line)
     return [line]
 

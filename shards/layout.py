@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,9 +133,9 @@ def beside(root: Path, images: str, found: Sequence[Part], exclude: Sequence[Pat
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images of one part with the file that annotates each, or None; and the files that annotate none."""
+    """Images of one part with the files that annotate each, mostly one; and the files that annotate none."""
 
-    found: list[tuple[Path, Path | None]]
+    found: list[tuple[Path, list[Path]]]
     left: list[Path]
 
 
@@ -155,14 +156,20 @@ def pairs(
         exclude: folders whose images do not count.
         ignored: counts other files among the images, by suffix.
         passed: counts other files among the annotations, by suffix, where they have a folder of their own.
-        ending: what follows the image's name in the annotation's, such as ``_mask``.
+        ending: what follows the image's name in the annotation's, such as ``_mask``; then ``_mask_1``,
+            ``_mask_2`` … are further ones of the same image. Or, with a dot, the suffix of annotations, such
+            as ``.png``, where images have others.
 
     Raises:
         InputError: a folder that cannot be read.
     """
+    if ending.startswith("."):
+        suffixes, ending = [ending.lower()], ""
+    several = re.compile(rf"(.*{re.escape(ending)})[_-]?\d+", re.S)
 
     def annotates(path: Path) -> bool:
-        return path.suffix.lower() in suffixes and path.stem.endswith(ending) and path.name[0] != "."
+        ends = path.stem.endswith(ending) or several.fullmatch(path.stem)
+        return path.suffix.lower() in suffixes and bool(ends) and path.name[0] != "."
 
     together = part.images.resolve() == part.annotations.resolve()
     other = Counter[str]() if together else passed
@@ -177,7 +184,16 @@ def pairs(
     for path in walk(part.images, ignored):
         if not below(path, excluded) and not (together and annotates(path)):
             name = path.relative_to(part.images).with_suffix("")
-            found.append((path, by_name.pop(name.with_name(name.name + ending), None)))
+            one = by_name.pop(name.with_name(name.name + ending), None)
+            found.append((path, [] if one is None else [one]))
+    if ending:
+        images = {
+            path.relative_to(part.images).with_suffix("").as_posix() + ending: files for path, files in found
+        }
+        for name in sorted(by_name):
+            numbered = several.fullmatch(name.as_posix())
+            if numbered and numbered[1] in images:
+                images[numbered[1]].append(by_name.pop(name))
     return Pairs(found, sorted(by_name.values()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.errors import InputError
@@ -23,7 +23,9 @@ class MaskSource:
     Attributes:
         root: the folder that both are below.
         images, masks: the two folders. Masks are PNG, BMP or TIFF, 8-bit grey or with a palette.
-        mask_suffix: what follows the image's name in the mask's, such as ``_mask``.
+        mask_suffix: what follows the image's name in the mask's, such as ``_mask``: then ``_mask_1`` … are
+            further masks of the same image, which are merged. ``.png`` stands for masks of the image's name
+            with that suffix, where images have others.
         mask_classes: class → value; a class for each value that occurs where None.
         mask_ignore: values of no class; None: 255, where the others are the values 0 to K-1.
     """
@@ -49,6 +51,7 @@ class MaskSource:
         values = mask_values(self.mask_classes, self.mask_ignore)
         samples: list[Sample] = []
         left: list[str] = []
+        several = 0
         ignored: Counter[str] = Counter()
         passed: Counter[str] = Counter()
         given = parts(root, self.images, self.masks, key="masks")
@@ -59,18 +62,20 @@ class MaskSource:
                 )
             found = pairs(part, SUFFIXES, exclude, ignored, passed, ending=self.mask_suffix)
             left += [path_below(root, path) for path in found.left]
-            for path, mask in found.found:
-                file = None if mask is None else MaskFile(path_below(root, mask), mask)
+            for path, masks in found.found:
+                files = [MaskFile(path_below(root, mask), mask) for mask in masks]
+                file = replace(files[0], more=tuple(files[1:])) if files else None
+                several += len(files) > 1
                 name = path_below(root, path)
-                samples.append(
-                    Sample(name, path, labelled=mask is not None, split=part.split, annotation=file)
-                )
+                samples.append(Sample(name, path, labelled=bool(files), split=part.split, annotation=file))
         without = [sample.path for sample in samples if not sample.labelled]
         if len(without) == len(samples):
-            example = f" (for {without[0]}, the same name with {self.mask_suffix}.png)" if without else ""
+            ending = self.mask_suffix if self.mask_suffix.startswith(".") else f"{self.mask_suffix}.png"
+            example = f" (for {without[0]}, the same name with {ending})" if without else ""
             raise InputError(f"no image in {root / self.images} has a mask in {root / self.masks}{example}")
         samples.sort(key=lambda sample: sample.path)
-        notes = gaps("mask", without, left, passed) + beside(root, self.images, given, exclude)
+        notes = [f"{several} images have several masks, which are merged"] if several else []
+        notes += gaps("mask", without, left, passed) + beside(root, self.images, given, exclude)
         return Listing("segmentation", [], samples, dict(sorted(ignored.items())), notes, values)
 
 

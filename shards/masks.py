@@ -24,19 +24,41 @@ FORMATS = ("PNG", "BMP", "TIFF")
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The mask of an image: its path as errors name it, and the file, or the bytes of what is no file."""
+    """The mask of an image: its path as errors name it, and the file, or the bytes of what is no file.
+
+    ``more``: further masks of the same image, such as one a lesion.
+    """
 
     path: str
     location: Path | None
     data: bytes | None = None
+    more: tuple[MaskFile, ...] = ()
 
     def values(self) -> np.ndarray:
-        """The mask's values: (H, W) uint8.
+        """The mask's values: (H, W) uint8. Of several masks, what is not 0 lies upon the zeros of the others.
 
         Raises:
-            OSError, codec.Unreadable: the file cannot be read or decoded.
-            InputError: it is no mask: of more than 8 bits, or in colour.
+            OSError, codec.Unreadable: a file cannot be read or decoded.
+            InputError: it is no mask: of more than 8 bits, or in colour; several masks have several sizes, or
+                different values at one place.
         """
+        merged = self._own_values()
+        for other in self.more:
+            added = other._own_values()
+            if added.shape != merged.shape:
+                raise InputError(
+                    f"masks {self.path} and {other.path} of one image have {_size(merged)} and {_size(added)}"
+                    " pixels"
+                )
+            if ((merged != 0) & (added != 0) & (merged != added)).any():
+                raise InputError(
+                    f"masks {self.path} and {other.path} of one image overlap with different values: merge"
+                    " them into one file"
+                )
+            merged = np.maximum(merged, added)
+        return merged
+
+    def _own_values(self) -> np.ndarray:
         with codec.reasons(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = codec.opened(self._read(), FORMATS)
@@ -60,6 +82,10 @@ class MaskFile:
             return self.data
         assert self.location is not None
         return read_regular(self.location)
+
+
+def _size(values: np.ndarray) -> str:
+    return f"{values.shape[1]} x {values.shape[0]}"
 
 
 @dataclass(frozen=True)

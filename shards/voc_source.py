@@ -58,12 +58,10 @@ class VocSource:
         for part in given:
             found = pairs(part, (".xml",), exclude, ignored, passed)
             left += [path_below(root, path) for path in found.left]
-            for path, file in found.found:
-                known = None if file is None else read_objects(file, path_below(root, file))
+            for path, files in found.found:
+                known = read_objects(files[0], path_below(root, files[0])) if files else None
                 name = path_below(root, path)
-                samples.append(
-                    Sample(name, path, labelled=file is not None, split=part.split, annotation=known)
-                )
+                samples.append(Sample(name, path, labelled=bool(files), split=part.split, annotation=known))
         without = [sample.path for sample in samples if not sample.labelled]
         if len(without) == len(samples):
             raise InputError(f"no image in {root / self.images} has an XML file in {root / self.annotations}")

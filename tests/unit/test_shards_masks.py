@@ -496,3 +496,59 @@ def test_masks_from_the_command_line(tmp_path, capsys):
     assert main(["write", "masks", str(root), str(tmp_path / "out"), *options]) == 0
     assert "24 samples, segmentation, 2 classes" in capsys.readouterr().out
     assert Index.open(tmp_path / "out").classes == ["background", "nucleus"]
+
+
+def several(
+    root: Path, *, together: bool = True, names: tuple[str, ...] = ("_mask", "_mask_1", "_mask_2")
+) -> Path:
+    """20 images with a mask of 0 and 255 for each of some lesions, as sets of ultrasound images have them."""
+    for number in range(20):
+        put(root / f"{number}.png", picture(number))
+        for place, name in enumerate(names[: 1 + number % len(names)]):
+            mask = np.zeros((16, 24), np.uint8)
+            mask[:8, 8 * place : 8 * place + 8] = 255
+            put((root if together else root / "masks") / f"{number}{name}.png", mask)
+    return root
+
+
+@pytest.mark.parametrize("names", [("_mask", "_mask_1", "_mask_2"), ("_mask1", "_mask2", "_mask3")])
+def test_several_masks_of_an_image_are_merged(tmp_path, names):
+    root = several(tmp_path / "in", names=names)
+    index = write(MaskSource(root, images=".", masks=".", mask_suffix="_mask"), tmp_path / "out")
+    assert len(index) == 20 and index.samples["labelled"].all()
+    for path, mask in masks_of(index).items():
+        expected = np.zeros((16, 24), bool)
+        expected[:8, : 8 * (1 + int(path.split(".")[0]) % 3)] = True
+        np.testing.assert_array_equal(mask == 1, expected)
+    assert any(line.startswith("13 images have several masks, which are merged") for line in index.warnings)
+
+
+def test_masks_of_another_image_are_not_merged_into_this_one(tmp_path):
+    for number in range(12):
+        put(tmp_path / "in" / "images" / f"scan_{number}.png", picture(number))
+        put(tmp_path / "in" / "masks" / f"scan_{number}_mask.png", blocks(number, [0, 255]))
+    put(tmp_path / "in" / "images" / "scan.png", picture(50))
+    index = write(MaskSource(tmp_path / "in", mask_suffix="_mask"), tmp_path / "out")
+    assert not any("several masks" in line for line in index.warnings)
+    assert index.samples["labelled"].sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "message"),
+    [(100, (16, 24), "overlap with different values"), (255, (8, 8), "have 24 x 16 and 8 x 8 pixels")],
+)
+def test_masks_that_contradict_each_other_are_named(tmp_path, value, shape, message):
+    root = several(tmp_path / "in", names=("_mask",))
+    put(root / "0_mask_1.png", np.full(shape, value, np.uint8))
+    with pytest.raises(InputError, match=rf"0_mask.png and .*0_mask_1.png of one image {message}"):
+        write(MaskSource(root, images=".", masks=".", mask_suffix="_mask"), tmp_path / "out")
+
+
+def test_masks_of_the_same_name_with_another_suffix(tmp_path):
+    for number in range(20):
+        put(tmp_path / "in" / f"{number:03}.bmp", picture(number))
+        put(tmp_path / "in" / f"{number:03}.png", blocks(number, [0, 255]))
+    index = write(MaskSource(tmp_path / "in", images=".", masks=".", mask_suffix=".png"), tmp_path / "out")
+    assert sorted(index.samples["path"]) == [f"{number:03}.bmp" for number in range(20)]
+    for path, mask in masks_of(index).items():
+        np.testing.assert_array_equal(mask * 255, blocks(int(path[:3]), [0, 255]))

@@ -199,6 +199,21 @@ def test_the_way_out_that_is_named_works(second: bool, given: list[str], tmp_pat
     assert len(left) == (23 if given == ["normal (7).png"] else 24)
 
 
+def test_masks_of_the_same_names_with_another_suffix_are_no_images(tmp_path: Path) -> None:
+    root = classes(tmp_path / "in", "a", "b")
+    for path in sorted(root.rglob("*.png")):
+        picture(path.with_suffix(".bmp"), len(path.name) + int(path.stem))
+    with pytest.raises(InputError, match=r"exclude: \[\"\*\.png\"\].*mask_suffix: \.png"):
+        written(root, tmp_path)
+    assert len(written(root, tmp_path, exclude=["*.bmp"])) == 16
+    for path in sorted(root.rglob("*.bmp"))[2:]:
+        path.rename(path.with_stem(f"other{path.stem}"))
+    assert any(
+        "2 names of images are there with several suffixes" in line
+        for line in written(root, tmp_path).warnings
+    )
+
+
 def test_a_few_masks_among_images_are_told_of(tmp_path: Path) -> None:
     root = classes(tmp_path / "in", "a", "b")
     shutil.copy(root / "a" / "01.png", root / "a" / "00_mask_1.png")
