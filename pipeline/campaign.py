@@ -103,6 +103,34 @@ class Campaign:
         asked = active | {task.id for task in pending}
         return self._wait([task for task in self.manifest.tasks if task.id in asked])
 
+    def rehearse(self, stages: Sequence[str]) -> int:
+        """Show what a launch would do, with the jobs as they would be asked for, and make all of its checks.
+
+        Nothing is written, submitted or locked.
+
+        Raises:
+            UserError, slurm.SlurmError: all that a launch would refuse.
+        """
+        cluster = choose_cluster(self.where)
+        view.print_cluster(cluster.name, cluster.profile, self.where)
+        pending = pending_tasks(self.manifest, stages)
+        jobs = pack(pending)
+        view.print_plan(self.manifest, {task.id for task in pending}, jobs=len(jobs))
+        asked: list[tuple[Sequence[Job], slurm.Request, str | None]] = []
+        for array in arrays(jobs):
+            if cluster.profile is None:
+                request = request_of(array[0], gpu_there=bool(slurm.visible_gpus()))
+                asked.append((array, request, None))
+            else:
+                request = self._request(array[0], cluster.profile)
+                partition = cluster.profile.partition if request.partition is None else request.partition
+                asked.append((array, request, partition or "the site's own"))
+        view.print_jobs(asked)
+        preflight(pending, self._sharded(pending))
+        if pending:
+            say("every check passed; nothing was written or submitted")
+        return 0
+
     def _sharded(self, pending: Sequence[Task]) -> dict[str, Path]:
         """The folders of the data sets that need not be sharded, by task."""
         waiting = {task.id for task in pending}

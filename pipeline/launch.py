@@ -34,7 +34,7 @@ VERBS = {
     "pretrain": "the same, up to and with pretraining",
     "finetune": "the same, up to and with fine-tuning",
     "aggregate": "the same as all",
-    "plan": "list the tasks, what they need and what is done already",
+    "plan": "list the tasks, what they need and what is done already; looks at the data's folders",
     "status": "how far every task is, with one question to the cluster",
     "cancel": "cancel the experiment's jobs",
     "verify": "hash every finished task's files again; --repair plans damaged tasks anew",
@@ -80,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
         "--runs", metavar="DIR", type=Path, default=Path("runs"), help="manifests, logs, tables"
     )
     made.add_argument("--only", metavar="STAGE[,STAGE]", help="run these stages only")
-    made.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
+    made.add_argument(
+        "--dry-run", action="store_true", help="make every check, show plan and jobs, touch nothing"
+    )
     made.add_argument("--wait", action="store_true", help="on Slurm: stay until all jobs have ended")
     made.add_argument("--repair", action="store_true", help="verify: have damaged tasks run again")
     made.add_argument("--yes", action="store_true", help="clean: remove what is listed")
@@ -167,7 +169,7 @@ def run(given: argparse.Namespace) -> int:
     if given.verb == "show":
         view.print_yaml(experiment.resolved())
         return 0
-    if given.verb == "plan" or given.dry_run:
+    if given.verb == "plan" or given.json:
         from pipeline import preview
 
         manifest = preview.planned(experiment, given.store)
@@ -175,10 +177,13 @@ def run(given: argparse.Namespace) -> int:
             print(json.dumps(preview.plan_as_json(manifest), indent=1))
         else:
             preview.print_plan(manifest, _stages(given))
+        preview.check_folders(manifest, _stages(given))
         return 0
     from pipeline.campaign import Campaign
 
     campaign = Campaign(experiment, store=given.store, runs=given.runs, cluster=given.cluster)
+    if given.dry_run:
+        return campaign.rehearse(_stages(given))
     return campaign.launch(_stages(given), wait=given.wait)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, raise_all
 from pipeline.evaluate.protocols import PROTOCOLS
 from pipeline.installed import check_torch
 from pipeline.manifest import Task
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 def preflight(pending: Sequence[Task], sharded: Mapping[str, Path] | None = None) -> None:
     """Check what the tasks read, the names that only timm and torch know, and that nets can be built.
 
+    Every check is made, and all that is wrong is told at once.
+
     Args:
         pending: the tasks still to run.
         sharded: folders of data sets that are there already, by the task that made each.
@@ -32,36 +35,64 @@ def preflight(pending: Sequence[Task], sharded: Mapping[str, Path] | None = None
     """
     trained = [PretrainSpec.model_validate(task.spec) for task in pending if task.stage in TRAINING_STAGES]
     tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
-    _check_data(pending, tuned)
-    _check_outlines(pending, sharded or {})
-    _check_classes(pending, sharded or {})
-    _check_groups(pending, sharded or {})
+    checks: list[Callable[[], None]] = [
+        partial(check_data, pending),
+        *(
+            partial(check, pending, sharded or {})
+            for check in (_check_outlines, _check_classes, _check_groups)
+        ),
+    ]
     if trained or tuned:
-        check_torch()
-        from pipeline.buildable import check_buildable
-
-        check_buildable(trained, tuned)
+        checks.append(partial(_check_nets, trained, tuned))
+    _all_of(checks)
 
 
-def _check_data(pending: Sequence[Task], tuned: Sequence[FinetuneSpec]) -> None:
-    """Of data sets that are not sharded yet."""
-    tasks = [task for task in pending if task.stage == "shard"]
-    if not tasks:
-        return
+def _check_nets(trained: Sequence[PretrainSpec], tuned: Sequence[FinetuneSpec]) -> None:
+    check_torch()
+    from pipeline.buildable import check_buildable
+
+    check_buildable(trained, tuned)
+
+
+def _all_of(checks: Iterable[Callable[[], None]]) -> None:
+    """Make every check, and raise what they found: one error as it is, several together."""
+    from shards.errors import InputError
+
+    found: list[Exception] = []
+    for check in checks:
+        try:
+            check()
+        except (UserError, InputError) as error:
+            found.append(error)
+    if len(found) == 1:
+        raise found[0]
+    raise_all([error if isinstance(error, UserError) else UserError(str(error)) for error in found])
+
+
+def check_data(pending: Sequence[Task]) -> None:
+    """Check the folders, tables and label files of data sets that are not sharded yet. Imports no torch.
+
+    Raises:
+        UserError, shards.InputError: what is wrong, of every data set.
+    """
+    tuned = [FinetuneSpec.model_validate(task.spec) for task in pending if task.stage == "finetune"]
+    _all_of(partial(_check_source, task, tuned) for task in pending if task.stage == "shard")
+
+
+def _check_source(task: Task, tuned: Sequence[FinetuneSpec]) -> None:
     from pipeline.stages.shard import check_source, given_splits
 
     outlined = {spec.dataset: spec.protocol for spec in tuned if PROTOCOLS[spec.protocol].outlines}
-    for task in tasks:
-        spec_ = ShardSpec.model_validate(task.spec)
-        name = spec_.dataset.name
-        listing = check_source(task, outlined=outlined.get(name))
-        given = sorted({sample.split for sample in listing.samples if sample.labelled} - {""})
-        if spec_.pooled and given:
-            raise UserError(given_splits(spec_.pooled, given))
-        if any(spec.dataset == name for spec in tuned):
-            _require_classes(name, listing.task, listing.classes)
-        if any(spec.dataset == name and _draws_groups(spec) for spec in tuned):
-            _require_groups(name, listing)
+    spec_ = ShardSpec.model_validate(task.spec)
+    name = spec_.dataset.name
+    listing = check_source(task, outlined=outlined.get(name))
+    given = sorted({sample.split for sample in listing.samples if sample.labelled} - {""})
+    if spec_.pooled and given:
+        raise UserError(given_splits(spec_.pooled, given))
+    if any(spec.dataset == name for spec in tuned):
+        _require_classes(name, listing.task, listing.classes)
+    if any(spec.dataset == name and _draws_groups(spec) for spec in tuned):
+        _require_groups(name, listing)
 
 
 def _require_classes(dataset: str, labels: str, classes: Sequence[str]) -> None:

@@ -26,6 +26,19 @@ def print_plan(manifest: Manifest, stages: Sequence[str]) -> None:
     view.print_plan(manifest, pending, jobs=len(pack(t for t in manifest.tasks if t.id in pending)))
 
 
+def check_folders(manifest: Manifest, stages: Sequence[str]) -> None:
+    """Look at the folders and tables of data sets that a launch would shard.
+
+    Raises:
+        UserError, shards.InputError: all that is wrong with them.
+    """
+    pending = pending_tasks(manifest, stages)
+    if any(task.stage == "shard" and task.spec["dataset"]["root"] for task in pending):
+        from pipeline.preflight import check_data
+
+        check_data(pending)
+
+
 def plan_as_json(manifest: Manifest) -> list[dict[str, Any]]:
     done = done_tasks(manifest)
     return [

@@ -18,6 +18,7 @@ from pipeline.stages import STAGES, computes_on_gpu
 from pipeline.states import ORDER, TaskState, counts
 
 if TYPE_CHECKING:
+    import slurm
     from pipeline.jobs import Job
     from slurm import Profile
 
@@ -67,6 +68,40 @@ def print_plan(manifest: Manifest, pending: set[str], *, jobs: int) -> None:
         f"\n{len(manifest.tasks)} tasks ({by_stage}); {len(pending)} to run in {jobs} jobs"
         f"\nstore: {manifest.store}"
     )
+
+
+def print_jobs(asked: Sequence[tuple[Sequence[Job], slurm.Request, str | None]]) -> None:
+    """The jobs of a launch, those of one request together, with what each of them is asked for.
+
+    Args:
+        asked: jobs that are submitted as one array, their request, and on Slurm the partition.
+    """
+    rows: dict[tuple[str, ...], int] = {}
+    for array, request, partition in asked:
+        ranks = request.nodes * request.ranks_per_node
+        row = (
+            array[0].stage,
+            *(() if partition is None else (partition,)),
+            str(request.nodes),
+            str(ranks),
+            str(request.cpus_per_rank),
+            f"{ranks * request.gpus_per_rank}",
+            *_limits(request, on_slurm=partition is not None),
+        )
+        rows[row] = rows.get(row, 0) + len(array)
+    if rows:
+        where = ("partition",) if any(partition is not None for _, _, partition in asked) else ()
+        header = ("jobs", "stage", *where, "nodes", "ranks", "CPUs a rank", "GPUs", "memory a node", "limit")
+        say("")
+        print_table(header, [(str(count), *row) for row, count in rows.items()])
+
+
+def _limits(request: slurm.Request, *, on_slurm: bool) -> tuple[str, str]:
+    """Memory of a node and time; this machine limits neither."""
+    if not on_slurm:
+        return "-", "-"
+    memory = "the site's default" if request.memory_gb is None else f"{request.memory_gb:g} GiB"
+    return memory, f"{request.minutes} min"
 
 
 def print_nothing_to_do(manifest: Manifest, folder: Path) -> None:

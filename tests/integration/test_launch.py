@@ -219,6 +219,21 @@ def test_dry_run_touches_nothing(tmp_path, capsys):
     launch = Launcher(tmp_path, capsys)
     assert launch("all", "--dry-run") == set()
     assert "4 to run" in launch.out and not list(tmp_path.iterdir())
+    assert "every check passed" in launch.out and "memory a node" in launch.out
+
+
+def test_dry_run_tells_of_all_that_a_launch_would_refuse(tmp_path, capsys):
+    launch = Launcher(tmp_path, capsys)
+    wrong = [
+        "dataset.source=folder",
+        "dataset.root=/nowhere/at/all",
+        "backbones.cnn.name=resnet_that_is_none",
+    ]
+    launch("all", "--dry-run", settings=wrong, code=2)
+    assert "/nowhere/at/all" in launch.err and "resnet_that_is_none" in launch.err
+    assert launch.err.count("error: ") == 2 and not list(tmp_path.iterdir())
+    launch("plan", settings=wrong[:2], code=2)  # which imports no torch: the net's name is not looked at
+    assert "/nowhere/at/all" in launch.err and "to run" in launch.out
 
 
 @pytest.mark.slow
