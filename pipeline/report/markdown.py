@@ -357,8 +357,8 @@ def _notes(collected: Collected, summary: pd.DataFrame) -> str:
     notes = []
     if summary["collapsed"].any():
         notes.append(
-            f"{COLLAPSED} the pretraining collapsed: the health monitor found images alike to its loss"
-            f" (receipts of {', '.join(_collapsed(collected))})."
+            f"{COLLAPSED} the pretraining collapsed: the health monitor found images alike to its loss, or in"
+            f" its features (receipts of {', '.join(_collapsed(collected))})."
         )
     results = collected.results
     capped = results[results["steps_capped"].fillna(False).to_numpy(bool)]
