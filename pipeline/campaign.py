@@ -26,6 +26,7 @@ from pipeline.preview import planned
 from pipeline.printing import say
 from pipeline.publication import bring_tables
 from pipeline.running import LocalRun, LocalRuns
+from pipeline.stages import GPU_STAGES
 from pipeline.states import ALIVE, pending_tasks
 
 
@@ -247,7 +248,8 @@ class Campaign:
             slurm.SlurmError: it cannot be had here.
         """
         gpu_there = job.computes_on_gpu and profile.has_gpus(job.stage)
-        return profile.request(job.stage, request_of(job, gpu_there=gpu_there))
+        everywhere = profile.device == "cuda"
+        return profile.request(job.stage, request_of(job, gpu_there=gpu_there, everywhere=everywhere))
 
     def _remember(self, array: list[Job], ids: Sequence[str], submission: slurm.Submission) -> None:
         """Write down job ids at once: a launcher that dies now must not submit them again."""
@@ -305,11 +307,18 @@ class Campaign:
             bring_tables(self.manifest, self.folder)
 
 
-def request_of(job: Job, *, gpu_there: bool) -> slurm.Request:
-    """What a job asks its cluster for: one GPU a rank where its tasks compute on one and are to."""
+def request_of(job: Job, *, gpu_there: bool, everywhere: bool = False) -> slurm.Request:
+    """What a job asks its cluster for: one GPU a rank where its tasks compute on one and are to.
+
+    Args:
+        gpu_there: whether there are GPUs for tasks whose device is ``auto``.
+        everywhere: a GPU for pretrainings without steps too, which compute on none: a profile says
+            ``device: cuda``, since partitions of GPUs may take no job without one.
+    """
     resources = job.resources
     wanted = resources.device == "cuda" or (resources.device == "auto" and gpu_there)
     cuda = wanted and job.computes_on_gpu
+    cuda = cuda or (everywhere and resources.device != "cpu" and job.stage in GPU_STAGES)
     return slurm.Request(
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,

@@ -48,6 +48,13 @@ def test_pretrainings_without_steps_ask_for_no_gpu(method, device):
     assert request_of(made, gpu_there=True).gpus_per_rank == expected
 
 
+@pytest.mark.parametrize(("device", "expected"), [("auto", 1), ("cpu", 0)])
+def test_a_profile_of_gpus_alone_asks_for_one_without_steps_too(device, expected):
+    """Its partition may take no job without one."""
+    (made,) = pack([pretraining("supervised", device)])
+    assert request_of(made, gpu_there=False, everywhere=True).gpus_per_rank == expected
+
+
 @pytest.mark.parametrize("tasks_per_job", [1, 16])
 def test_tasks_with_and_without_a_gpu_share_no_job_and_no_array(tasks_per_job):
     tasks = [
