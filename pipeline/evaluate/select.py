@@ -15,6 +15,7 @@ from pipeline.evaluate.protocols import check_metric
 from pipeline.evaluate.thresholds import thresholds
 
 RESAMPLES = 100  # of the validation images
+FEWEST_GROUPS = 8  # as for intervals: of two groups with no true gain one in six studies would find one
 BEYOND_CHANCE = 1.64  # standard errors
 
 
@@ -50,7 +51,8 @@ def gains_beyond_chance(problem: Problem, before: np.ndarray, after: np.ndarray)
     """Whether predictions for the validation split are better than others beyond chance.
 
     The gain in the metric that ``select_by`` names must exceed 1.64 standard errors (one-sided, 5 %), which a
-    paired bootstrap over the validation groups gives: images of one group are drawn together.
+    paired bootstrap over the validation groups gives: images of one group are drawn together. Fewer than
+    eight groups cannot tell.
 
     Args:
         before, after: (N, K) probabilities.
@@ -60,6 +62,8 @@ def gains_beyond_chance(problem: Problem, before: np.ndarray, after: np.ndarray)
     units = np.unique(
         [f"group {group}" if group else str(place) for place, group in enumerate(groups)], return_inverse=True
     )[1]
+    if units.max() + 1 < FEWEST_GROUPS:
+        return False
     members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
     name = check_metric(problem.settings.select_by, task=problem.index.task, key="select_by")
 
