@@ -422,7 +422,7 @@ def test_the_start_is_left_only_for_a_gain_beyond_chance() -> None:
 def test_steps_that_end_too_early_are_told_of(store: Path, tmp_path: Path) -> None:
     settings = {
         "epochs": 50,
-        "max_steps": 12,
+        "max_steps": 6,
         "lr": 1e-3,
         "head": "random",
         "augment": "none",
