@@ -62,7 +62,10 @@ class MaskFile:
         with codec.reasons(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = codec.opened(self._read(), FORMATS)
+            pages = int(getattr(image, "n_frames", 1))
             image.load()
+        if pages > 1:
+            raise InputError(f"mask {self.path} has {pages} pages: expected one")
         if image.mode in ("L", "P"):
             return np.asarray(image)
         if image.mode == "1":

@@ -33,6 +33,7 @@ SYSTEM_FOLDERS = frozenset(
     {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
     | {"RECYCLER", "@Recycle", "@Recently-Snapshot", ".ipynb_checkpoints", "__MACOSX", "Network Trash Folder"}
 )
+NOT_READ = frozenset({".tga"})  # images that only their names tell: rejected, with the reason
 NO_IMAGES = frozenset({".csv", ".tsv", ".txt", ".json", ".xml", ".yaml", ".md", ".py", ".zip", ".db", ".ini"})
 NO_IMAGE_NAMES = frozenset({"Thumbs.db", "desktop.ini", "DICOMDIR"})
 ANNOTATIONS = {"segmentation": "mask.png", "detection": "boxes.json"}  # task → suffix in a tar
@@ -267,7 +268,7 @@ def is_image(path: Path) -> bool:
     """
     if path.name.startswith("."):
         return False
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES | NOT_READ:
         return True
     if path.suffix.lower() in NO_IMAGES or path.name in NO_IMAGE_NAMES:
         return False

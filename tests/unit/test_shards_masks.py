@@ -552,3 +552,12 @@ def test_masks_of_the_same_name_with_another_suffix(tmp_path):
     assert sorted(index.samples["path"]) == [f"{number:03}.bmp" for number in range(20)]
     for path, mask in masks_of(index).items():
         np.testing.assert_array_equal(mask * 255, blocks(int(path[:3]), [0, 255]))
+
+
+def test_a_mask_of_several_pages_is_named(tmp_path):
+    root = flat(tmp_path / "in", [0, 255], count=12)
+    pages = [Image.fromarray(blocks(number, [0, 255])) for number in range(2)]
+    (root / "masks" / "3.png").unlink()
+    pages[0].save(root / "masks" / "3.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match=r"masks/3.tif has 2 pages: expected one"):
+        write(MaskSource(root), tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -212,6 +213,37 @@ def test_masks_of_the_same_names_with_another_suffix_are_no_images(tmp_path: Pat
         "2 names of images are there with several suffixes" in line
         for line in written(root, tmp_path).warnings
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "x.nii.gz",
+            gzip.compress(bytes(344) + b"n+1\0" + bytes(600)),
+            "NIfTI compressed by gzip is not read",
+        ),
+        ("x.heif", b"\0\0\0\x18ftypheim" + bytes(100), "HEIC is not read"),
+        ("x.hif", b"\0\0\0\x18ftyphevc" + bytes(100), "HEIC is not read"),
+        ("x.ppm", b"P6\n# made by hand\n4 4\n255\n" + bytes(48), "Netpbm is not read"),
+        ("x.pgm", b"P2 4 4 255\n" + b"0 " * 16, "Netpbm is not read"),
+        ("x.ico", b"\0\0\1\0\1\0\x10\x10" + bytes(100), "Icon is not read"),
+        ("x.tga", b"\0\0\2" + bytes(100), "not an image"),
+        ("x.qoi", b"qoif" + bytes(100), "QOI is not read"),
+    ],
+)
+def test_images_that_are_not_read_are_rejected_by_name(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
+    root = classes(tmp_path / "in", "a", "b")
+    (root / "a" / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"1 of 17 images are unreadable.*{reason}"):
+        written(root, tmp_path, max_rejected=0.01)
+    for other in ("notes.gz", "P1 is a patient"):
+        (root / "a" / other).write_bytes(gzip.compress(b"text") if other.endswith("gz") else b"P1 is ill")
+    written(root, tmp_path, max_rejected=0.07)
+    with open(tmp_path / "out" / "rejected.csv", encoding="utf-8") as file:
+        assert len(file.read().splitlines()) == 2  # what is no image is passed over
 
 
 def test_a_few_masks_among_images_are_told_of(tmp_path: Path) -> None:
