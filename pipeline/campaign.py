@@ -308,7 +308,7 @@ class Campaign:
 
 
 def request_of(job: Job, *, gpu_there: bool, everywhere: bool = False) -> slurm.Request:
-    """What a job asks its cluster for: one GPU a rank where its tasks compute on one and are to.
+    """What a job asks its cluster for: one GPU a rank where its tasks compute on one, or are told to.
 
     Args:
         gpu_there: whether there are GPUs for tasks whose device is ``auto``.
@@ -316,9 +316,9 @@ def request_of(job: Job, *, gpu_there: bool, everywhere: bool = False) -> slurm.
             ``device: cuda``, since partitions of GPUs may take no job without one.
     """
     resources = job.resources
-    wanted = resources.device == "cuda" or (resources.device == "auto" and gpu_there)
-    cuda = wanted and job.computes_on_gpu
-    cuda = cuda or (everywhere and resources.device != "cpu" and job.stage in GPU_STAGES)
+    wanted = resources.device == "auto" and gpu_there
+    asked_for = resources.device == "cuda" or (everywhere and resources.device == "auto")
+    cuda = job.stage in GPU_STAGES and (asked_for or (wanted and job.computes_on_gpu))
     return slurm.Request(
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,

@@ -56,7 +56,7 @@ def run(work: Work) -> Outcome:
     """
     spec = PretrainSpec.model_validate(work.task.spec)
     resources = work.resources
-    if not computes_on_gpu(work.task.stage, work.task.spec):  # and its job has asked for none
+    if resources.device == "auto" and not computes_on_gpu(work.task.stage, work.task.spec):
         resources = resources.model_copy(update={"device": "cpu"})
     with join(work.ranks, resources, on_lost=work.rank_lost) as world:
         index = Index.open(work.inputs["shard"][0].folder)

@@ -161,7 +161,7 @@ def test_a_gpu_that_is_not_there_is_one_line(shards, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_method_without_steps_needs_no_gpu_wherever_the_others_run(shards, tmp_path):
-    work = make_work("supervised", shards, tmp_path, archs=("cnn",), resources=Resources(device="cuda"))
+    work = make_work("supervised", shards, tmp_path, archs=("cnn",), resources=Resources(device="auto"))
     assert pretrain.run(work).device == "cpu"
 
 
