@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ SYSTEM_FOLDERS = frozenset(
     | {"RECYCLER", "@Recycle", "@Recently-Snapshot", ".ipynb_checkpoints", "__MACOSX", "Network Trash Folder"}
 )
 NOT_READ = frozenset({".tga"})  # images that only their names tell: rejected, with the reason
+UNLABELLED_NAMES = frozenset({"unlabelled", "unlabeled", "unlabel", "nolabel", "nolabels", "withoutlabels"})
 NO_IMAGES = frozenset({".csv", ".tsv", ".txt", ".json", ".xml", ".yaml", ".md", ".py", ".zip", ".db", ".ini"})
 NO_IMAGE_NAMES = frozenset({"Thumbs.db", "desktop.ini", "DICOMDIR"})
 ANNOTATIONS = {"segmentation": "mask.png", "detection": "boxes.json"}  # task → suffix in a tar
@@ -178,6 +180,8 @@ class FolderSource:
         for name in classes:
             if name not in found:
                 raise InputError(f"class '{name}' has no folder in {root} (folders: {listed(sorted(found))})")
+        if self.classes is None and len(classes) > 1:
+            _refuse_unlabelled(classes)
         samples.sort(key=lambda sample: sample.path)
         return Listing("multiclass", classes, samples, dict(sorted(ignored.items())), notes)
 
@@ -353,6 +357,16 @@ def _split_tops(folders: Sequence[Path]) -> list[tuple[str, Path]]:
             raise InputError(f"folders {tops[split]} and {folder} are both the {split} split")
         tops[split] = folder
     return list(tops.items())
+
+
+def _refuse_unlabelled(classes: Sequence[str]) -> None:
+    """A folder whose name says that its images have no label is no class, unless ``classes`` names it."""
+    for name in classes:
+        if re.sub("[^a-z]", "", name.lower()) in UNLABELLED_NAMES:
+            raise InputError(
+                f"folder '{name}' beside the class folders would be a class: unlabelled: [{name}] takes its"
+                f" images without labels; classes: [{', '.join(classes)}] takes it for a class"
+            )
 
 
 def _check_label(label: str, classes: Sequence[str] | None, path: str) -> None:

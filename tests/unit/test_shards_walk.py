@@ -246,6 +246,19 @@ def test_images_that_are_not_read_are_rejected_by_name(
         assert len(file.read().splitlines()) == 2  # what is no image is passed over
 
 
+@pytest.mark.parametrize("name", ["unlabelled", "Unlabeled", "no_label"])
+def test_a_folder_of_unlabelled_images_is_no_class(name: str, tmp_path: Path) -> None:
+    root = classes(tmp_path / "in", "a", "b", name)
+    with pytest.raises(InputError, match=rf"folder '{name}' .*unlabelled: \[{name}\]"):
+        written(root, tmp_path)
+    index = written(root, tmp_path, unlabelled=[name])
+    assert index.classes == ["a", "b"] and (~index.samples["labelled"]).sum() == 8
+    named = write(FolderSource(root, classes=["a", "b", name]), tmp_path / "named")
+    assert named.classes == ["a", "b", name]
+    alone = classes(tmp_path / "alone", name)
+    assert FolderSource(alone).listing().classes == [name]
+
+
 def test_a_few_masks_among_images_are_told_of(tmp_path: Path) -> None:
     root = classes(tmp_path / "in", "a", "b")
     shutil.copy(root / "a" / "01.png", root / "a" / "00_mask_1.png")
