@@ -59,9 +59,9 @@ def _without_excluded(samples: list[Sample], patterns: Sequence[str]) -> tuple[l
     everything = samples
     notes = []
     for pattern in patterns:
-        if not any(_matches(one.path, pattern) for one in everything):
+        if not any(matches(one.path, pattern) for one in everything):
             raise InputError(f"exclude: {pattern!r} matches no image")
-        kept = [one for one in samples if not _matches(one.path, pattern)]
+        kept = [one for one in samples if not matches(one.path, pattern)]
         notes.append(f"exclude: {pattern!r} leaves out {len(samples) - len(kept)} images")
         samples = kept
     if patterns and not samples:
@@ -69,7 +69,8 @@ def _without_excluded(samples: list[Sample], patterns: Sequence[str]) -> tuple[l
     return samples, notes
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
+    """Whether a path, or its file name, matches a pattern of ``exclude``."""
     return fnmatchcase(path, pattern) or fnmatchcase(path.rsplit("/", 1)[-1], pattern)
 
 

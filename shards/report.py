@@ -70,9 +70,9 @@ def counts(classes: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
     return result
 
 
-def make(facts: Facts) -> dict[str, Any]:
-    """The content of ``data_report.json``."""
-    near = _near_duplicates(facts, copies_table(facts))
+def make(facts: Facts, copies: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of ``data_report.json``; ``copies`` as :func:`copies_table` gives them."""
+    near = _near_duplicates(facts, copies)
     table = counts(facts.listing.classes, facts.samples)
     annotations = {"annotations": _annotations(facts)} if facts.listing.task in ANNOTATIONS else {}
     return {

@@ -34,7 +34,7 @@ SYSTEM_FOLDERS = frozenset(
     {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
     | {"RECYCLER", "@Recycle", "@Recently-Snapshot", ".ipynb_checkpoints", "__MACOSX", "Network Trash Folder"}
 )
-NOT_READ = frozenset({".tga"})  # images that only their names tell: rejected, with the reason
+NAMED_IMAGES = SUFFIXES | {".tga"}  # which only its name tells: it is rejected, with the reason
 UNLABELLED_NAMES = frozenset({"unlabelled", "unlabeled", "unlabel", "nolabel", "nolabels", "withoutlabels"})
 NO_IMAGES = frozenset({".csv", ".tsv", ".txt", ".json", ".xml", ".yaml", ".md", ".py", ".zip", ".db", ".ini"})
 NO_IMAGE_NAMES = frozenset({"Thumbs.db", "desktop.ini", "DICOMDIR"})
@@ -272,7 +272,7 @@ def is_image(path: Path) -> bool:
     """
     if path.name.startswith("."):
         return False
-    if path.suffix.lower() in SUFFIXES | NOT_READ:
+    if path.suffix.lower() in NAMED_IMAGES:
         return True
     if path.suffix.lower() in NO_IMAGES or path.name in NO_IMAGE_NAMES:
         return False

@@ -82,8 +82,9 @@ def write(
             duplicates=assembled.found,
             windows=windows,
         )
-        _write_tables(partial, entries, written, facts)
-        (partial / REPORT).write_bytes(dump_json(report.make(facts)))
+        copies = report.copies_table(facts)
+        _write_tables(partial, entries, written, facts, copies)
+        (partial / REPORT).write_bytes(dump_json(report.make(facts, copies)))
         meta = _meta(facts, samples, written, partial, options)
         (partial / INDEX).write_bytes(dump_json(meta))
         publish(partial, folder)
@@ -126,7 +127,13 @@ def _write_job(path: Path, members: list[Member], rules: codec.Rules) -> Shard:
     return write_shard(path, members, rules=rules)
 
 
-def _write_tables(partial: Path, entries: list[Entry], written: list[Shard], facts: report.Facts) -> None:
+def _write_tables(
+    partial: Path,
+    entries: list[Entry],
+    written: list[Shard],
+    facts: report.Facts,
+    copies: list[dict[str, Any]],
+) -> None:
     task = facts.listing.task
     places = [(shard.name, *place) for shard in written for place in shard.places]
     annotations = [place if task in ANNOTATIONS else () for shard in written for place in shard.annotations]
@@ -146,7 +153,6 @@ def _write_tables(partial: Path, entries: list[Entry], written: list[Shard], fac
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["path", "reason"])
         rows.writerows(facts.rejected)
-    copies = report.copies_table(facts)
     with open(partial / COPIES, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, report.COPIES_COLUMNS, lineterminator="\n")
         table.writeheader()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shards import codec, patients
 from shards.annotate import Entry
 from shards.dicom import is_dicom
 from shards.errors import InputError, listed, nearest
-from shards.gather import sample_key
+from shards.gather import matches, sample_key
 from shards.index import Index
 from shards.kinds import HEAD
 from shards.names import canonical
@@ -74,7 +73,7 @@ class OtherSource:
         """The samples that no pattern leaves out."""
         samples = listing.samples
         for pattern in self.without:
-            kept = [one for one in samples if not _matches(one.path, pattern)]
+            kept = [one for one in samples if not matches(one.path, pattern)]
             if len(kept) == len(samples):
                 raise InputError(f"exclude: {pattern!r} matches no image of {self.name}")
             samples = kept
@@ -116,10 +115,6 @@ class OtherSource:
             f"{self.name} has no image of {listed(absent)}: left out of means over classes, but wrong where"
             " predicted"
         ]
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or fnmatchcase(path.rpartition("/")[2], pattern)
 
 
 def _of_patients(samples: list[Sample]) -> list[Sample]:
